@@ -1,0 +1,9 @@
+"""Optimisers, learning-rate schedules and gradient clipping: plain NumPy on ``.data`` and ``.grad``."""
+
+from __future__ import annotations
+
+from minilora.optim.adamw import AdamW
+from minilora.optim.clip import clip_grad_norm
+from minilora.optim.schedule import SCHEDULES, learning_rate
+
+__all__ = ["SCHEDULES", "AdamW", "clip_grad_norm", "learning_rate"]
