@@ -1,0 +1,188 @@
+"""An operator is one record, and this is the record: signature, domain, source, forward, vjp, kernel.
+
+    @op("x[*, D], weight[D] -> y[*, D]", domain={"x": Interval(-3, 3)}, source="paper, equation")
+    def name(x, weight, *, eps=1e-6):           # NumPy in, (out, saved) out
+        ...
+    @name.defvjp
+    def _(grad, saved, need, *, eps):           # one array or None per operand
+        ...
+
+The laws in minilora.testing, the table of operators and the kernels' checks all read these records.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minilora import kernels
+from minilora.autograd.backward import Node
+from minilora.autograd.signature import Signature
+from minilora.autograd.tensor import Tensor, is_recording
+
+REGISTRY: dict[str, Op] = {}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The reals from low to high that an operand may be drawn from, but for kinks (not differentiable there)."""
+
+    low: float = -3.0
+    high: float = 3.0
+    kinks: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Index:
+    """Integers 0 … size of ``axis`` − 1, and ``also`` some further values, such as an ignored label."""
+
+    axis: str
+    also: tuple[int, ...] = ()
+
+
+Forward = Callable[..., tuple[Any, Any]]
+VJP = Callable[..., tuple[Any, ...]]
+Draw = Callable[[np.random.Generator, Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass
+class Rule:
+    """A way to compute an operator: forward(*operands, **params) -> (out, saved), and its vjp."""
+
+    forward: Forward
+    vjp: VJP | None = None
+
+
+class Op:
+    """A differentiable operator. Calling it records it, if any operand requires a gradient.
+
+    ndarrays in give ndarrays out; with any Tensor among the operands the result is a Tensor.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        signature: str,
+        params: Mapping[str, Sequence[Any]],
+        domain: Mapping[str, Interval | Index],
+        source: str,
+        draw: Draw | None,
+    ) -> None:
+        self.signature = Signature.parse(signature)
+        self.params, self.domain, self.source, self.draw = dict(params), dict(domain), source, draw
+        self.reference = Rule(forward)
+        self.kernel: Rule | None = None
+        functools.update_wrapper(self, forward)
+        self.name: str = forward.__name__
+        arguments = inspect.signature(forward).parameters
+        self._takes_need = "need" in arguments
+        self.__signature__ = inspect.Signature([p for n, p in arguments.items() if n != "need"])
+        missing = [o.name for o in self.signature.inputs if o.name not in arguments]
+        if missing:
+            raise ValueError(f"{self.name}: the signature names {missing}, which the function does not take")
+
+    def defvjp(self, vjp: VJP) -> VJP:
+        """Give the reference's vector–Jacobian product: vjp(grad, saved, need, **params)."""
+        self.reference.vjp = vjp
+        return vjp
+
+    def defkernel(self, forward: Forward) -> Callable[[VJP], VJP]:
+        """Give a float32 forward by the compiled kernel; the result takes its vjp."""
+        self.kernel = rule = Rule(forward)
+
+        def give(vjp: VJP) -> VJP:
+            rule.vjp = vjp
+            return vjp
+
+        return give
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Split a call's arguments into operands, in the signature's order, and parameters."""
+        bound = self.__signature__.bind(*args, **kwargs)
+        bound.apply_defaults()
+        operands: list[Any] = []
+        for operand in self.signature.inputs:
+            value = bound.arguments.pop(operand.name)
+            operands.extend(value if operand.variadic else (value,))
+        return tuple(operands), dict(bound.arguments)
+
+    def run(
+        self, rule: Rule, arrays: Sequence[Any], params: Mapping[str, Any], need: tuple[bool, ...]
+    ) -> tuple[Any, Any]:
+        """Compute (out, saved) by ``rule`` from arrays, without recording anything."""
+        rest = iter(arrays)
+        spare = len(arrays) - len(self.signature.inputs) + 1
+        operands = {
+            o.name: tuple(itertools.islice(rest, spare)) if o.variadic else next(rest) for o in self.signature.inputs
+        }
+        extra = {"need": need} if self._takes_need else {}
+        return rule.forward(**operands, **params, **extra)
+
+    def choose(self, arrays: Sequence[Any]) -> Rule:
+        """The kernel where there is one, it is switched on and every real operand is float32; else the reference."""
+        if self.kernel is None or not kernels.use_native():
+            return self.reference
+        single = all(
+            array is None or getattr(array, "dtype", None) == np.float32
+            for operand, array in zip(self.signature.expand(len(arrays)), arrays, strict=True)
+            if operand.differentiable
+        )
+        return self.kernel if single else self.reference
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        operands, params = self.bind(args, kwargs)
+        arrays = tuple(o.data if isinstance(o, Tensor) else o for o in operands)
+        self.signature.check(self.name, arrays)
+        recording = is_recording()
+        edges = tuple(o.edge if recording and isinstance(o, Tensor) else None for o in operands)
+        need = tuple(edge is not None for edge in edges)
+        rule = self.choose(arrays)
+        out, saved = self.run(rule, arrays, params, need)
+        outs: tuple[NDArray[Any], ...] = tuple(map(np.asarray, out if isinstance(out, tuple) else (out,)))
+        if not any(isinstance(o, Tensor) for o in operands):
+            return outs if isinstance(out, tuple) else outs[0]
+        if any(need):
+            if rule.vjp is None:
+                raise ValueError(f"{self.name} has no vjp: give it one with @{self.name}.defvjp")
+            node = Node(self.name, functools.partial(rule.vjp, **params), edges, saved, outs)
+            tensors = tuple(Tensor(o, edge=(node, i)) for i, o in enumerate(outs))
+        else:
+            tensors = tuple(Tensor(o) for o in outs)
+        return tensors if isinstance(out, tuple) else tensors[0]
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}: {self.signature}>"
+
+
+def op(
+    signature: str,
+    *,
+    params: Mapping[str, Sequence[Any]] | None = None,
+    domain: Mapping[str, Interval | Index] | None = None,
+    source: str,
+    draw: Draw | None = None,
+) -> Callable[[Forward], Op]:
+    """Make an operator out of a forward function, and register it under the function's name.
+
+    signature  the axes of every operand; see minilora.autograd.signature
+    params     for each parameter the values that tests may draw
+    domain     for each operand an Interval or Index; a real operand without one is Interval()
+    source     paper and equation, or the textbook name of the rule
+    draw       (generator, sizes) -> operands and parameters that a domain cannot describe
+    """
+
+    def register(forward: Forward) -> Op:
+        record = Op(forward, signature, params or {}, domain or {}, source, draw)
+        if record.name in REGISTRY:
+            raise ValueError(f"an operator named {record.name!r} is registered already")
+        REGISTRY[record.name] = record
+        return record
+
+    return register

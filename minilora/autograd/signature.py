@@ -1,0 +1,129 @@
+"""The axes of an operator's operands: parsed from one line, checked at every call.
+
+    "x[*, K], W:weight[K, N], bias?[N] -> y[*, N]"
+
+An axis is a letter that must agree wherever it stands, a number, ``*`` (any leading axes, the same
+for every operand that has it), ``...`` (any shape that broadcasts with the others) or ``?`` (any shape).
+``name?`` may be None; ``*name`` stands for any number of operands; ``name:kind`` is "real" (the default: differentiable),
+"weight" (real, and may be a FrozenWeight), "int" or "bool". Several outputs are separated by commas.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minilora.errors import ShapeError
+
+_OPERAND = re.compile(r"(\*?)([A-Za-z_]\w*)(\??)(?::(real|weight|int|bool))?\[([^\]]*)\]")
+_KINDS = {"real": "f", "weight": "f", "int": "iu", "bool": "b"}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand or output: its name, its axes and what may stand there."""
+
+    name: str
+    axes: tuple[str, ...]
+    kind: str = "real"
+    optional: bool = False
+    variadic: bool = False
+
+    @property
+    def differentiable(self) -> bool:
+        return self.kind in ("real", "weight")
+
+    def __str__(self) -> str:
+        kind = "" if self.kind == "real" else f":{self.kind}"
+        return f"{'*' * self.variadic}{self.name}{'?' * self.optional}{kind}[{', '.join(self.axes)}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The operands and outputs of an operator."""
+
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Signature:
+        """Read a signature such as ``"x[*, D], weight[D] -> y[*, D]"``."""
+        left, arrow, right = text.partition("->")
+        if not arrow:
+            raise ValueError(f"signature {text!r} has no '->'")
+        return cls(_operands(left), _operands(right))
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
+
+    def expand(self, count: int) -> Iterator[Operand]:
+        """The operand that each of ``count`` arguments stands for: a variadic one repeats."""
+        spare = count - len(self.inputs) + 1
+        for operand in self.inputs:
+            yield from (operand,) * (spare if operand.variadic else 1)
+
+    def check(self, op: str, arrays: Sequence[Any]) -> dict[str, Any]:
+        """Return the size of every axis, ``*`` and ``...`` as shapes; ShapeError where two disagree."""
+        sizes: dict[str, Any] = {}
+        owner: dict[str, str] = {}
+        for operand, array in zip(self.expand(len(arrays)), arrays, strict=True):
+            if array is None:
+                if not operand.optional:
+                    raise ShapeError(f"{op}: {operand.name} is None, expected an array\n  signature: {self}")
+                continue
+            if operand.kind == "real" and isinstance(array, int | float):  # promotes weakly, as in NumPy
+                array = np.float64(array)
+            dtype = getattr(array, "dtype", None) or np.asarray(array).dtype
+            if dtype.kind not in _KINDS[operand.kind]:
+                raise ShapeError(
+                    f"{op}: {operand.name} has dtype {dtype}, expected {_wanted(operand.kind)}\n  signature: {self}"
+                )
+            self._match(op, operand, tuple(np.shape(array) if not hasattr(array, "shape") else array.shape), sizes, owner)
+        return sizes
+
+    def _match(
+        self, op: str, operand: Operand, shape: tuple[int, ...], sizes: dict[str, Any], owner: dict[str, str]
+    ) -> None:
+        axes = operand.axes
+        if axes == ("?",):
+            return
+        if axes == ("...",):
+            try:
+                sizes["..."] = np.broadcast_shapes(sizes.get("...", ()), shape)
+            except ValueError:
+                raise ShapeError(
+                    f"{op}: {operand.name} has shape {shape}, which does not broadcast with {sizes['...']}\n"
+                    f"  signature: {self}"
+                ) from None
+            return
+        named = axes[1:] if axes[:1] == ("*",) else axes
+        if len(shape) < len(named) or (named is axes and len(shape) != len(axes)):
+            raise ShapeError(f"{op}: {operand.name} has shape {shape}, expected [{', '.join(axes)}]\n  signature: {self}")
+        leading = len(shape) - len(named)
+        found = [("*", shape[:leading])] if named is not axes else []
+        for axis, size in [*found, *zip(named, shape[leading:], strict=True)]:
+            wanted = int(axis) if axis.isdigit() else sizes.setdefault(axis, size)
+            if size != wanted:
+                source = "the signature" if axis.isdigit() else owner[axis]
+                raise ShapeError(
+                    f"{op}: {operand.name} has {axis}={size}, but {source} has {axis}={wanted}\n  signature: {self}"
+                )
+            owner.setdefault(axis, operand.name)
+
+
+def _operands(text: str) -> tuple[Operand, ...]:
+    found = tuple(
+        Operand(name, tuple(a.strip() for a in axes.split(",") if a.strip()), kind or "real", bool(maybe), bool(star))
+        for star, name, maybe, kind, axes in _OPERAND.findall(text)
+    )
+    if not found or re.sub(r"[\s,]", "", _OPERAND.sub("", text)):
+        raise ValueError(f"signature part {text!r} is not a list of name[axes]")
+    return found
+
+
+def _wanted(kind: str) -> str:
+    return {"real": "float32 or float64", "weight": "float32 or float64", "int": "integers", "bool": "booleans"}[kind]
