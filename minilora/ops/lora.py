@@ -1,0 +1,92 @@
+"""The LoRA update: a frozen linear map plus a trained low-rank one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from minilora import kernels
+from minilora.autograd import op
+from minilora.kernels.frozen import FrozenWeight
+from minilora.ops.linear import dense, rows
+
+Array = NDArray[Any]
+
+
+@op(
+    "x[*, K], W:weight[K, N], A[K, R], B[R, N], bias?[N] -> y[*, N]",
+    params={"scale": (1.0, 0.5, 2.0)},
+    source="Hu et al. 2021, arXiv:2106.09685, eq. 3",
+)
+def lora_matmul(
+    x: Array,
+    W: Array | FrozenWeight,
+    A: Array,
+    B: Array,
+    scale: float = 1.0,
+    bias: Array | None = None,
+    *,
+    need: tuple[bool, ...],
+) -> tuple[Array, Any]:
+    """Compute x @ W + scale * (x @ A) @ B + bias, never forming W + A @ B.
+
+    x      (*, K)  activations
+    W      (K, N)  weight; dW is formed only for a Tensor that requires a gradient
+    A      (K, R)  projection down to rank R
+    B      (R, N)  projection up; zero at the start of training, so that nothing changes
+    scale          lora_alpha / R, or lora_alpha / sqrt(R) with rank-stabilised LoRA
+    bias   (N,)    added to every row, or None
+
+    Returns y (*, N), same dtype as x.
+    """
+    hidden = x @ A
+    y = x @ W
+    y += scale * (hidden @ B)
+    if bias is not None:
+        y += bias
+    return y, (x if need[1] or need[2] else None, W, A, B, hidden if need[3] else None)
+
+
+@lora_matmul.defvjp
+def _lora_matmul_vjp(
+    grad: Array, saved: Any, need: tuple[bool, ...], *, scale: float
+) -> tuple[Array | None, ...]:
+    x, W, A, B, hidden = saved
+    grad_hidden = scale * (grad @ B.T)
+    grad_x = grad @ W.T + grad_hidden @ A.T if need[0] else None
+    grad_W = rows(x).T @ rows(grad) if need[1] else None
+    grad_A = rows(x).T @ rows(grad_hidden) if need[2] else None
+    grad_B = scale * (rows(hidden).T @ rows(grad)) if need[3] else None
+    grad_bias = rows(grad).sum(axis=0) if need[4] else None
+    return grad_x, grad_W, grad_A, grad_B, grad_bias
+
+
+@lora_matmul.defkernel
+def _lora_matmul_kernel(
+    x: Array,
+    W: Array | FrozenWeight,
+    A: Array,
+    B: Array,
+    scale: float = 1.0,
+    bias: Array | None = None,
+    *,
+    need: tuple[bool, ...],
+) -> tuple[Array, Any]:
+    y, hidden = kernels.lora_forward(rows(x), dense(W), A, B, bias, scale)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), (x if need[1] or need[2] else None, W, A, B, hidden)
+
+
+@_lora_matmul_kernel
+def _lora_matmul_kernel_vjp(
+    grad: Array, saved: Any, need: tuple[bool, ...], *, scale: float
+) -> tuple[Array | None, ...]:
+    x, W, A, B, hidden = saved
+    grad_x, grad_A, grad_B = kernels.lora_backward(
+        rows(grad), None if x is None else rows(x), hidden, dense(W), A, B, scale, (need[0], need[2], need[3])
+    )
+    if grad_x is not None:
+        grad_x = grad_x.reshape(*grad.shape[:-1], grad_x.shape[-1])
+    grad_W = rows(x).T @ rows(grad) if need[1] else None
+    grad_bias = rows(grad).sum(axis=0) if need[4] else None
+    return grad_x, grad_W, grad_A, grad_B, grad_bias

@@ -1,0 +1,62 @@
+"""Rotary position embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minilora.autograd import op
+from minilora.errors import ShapeError
+
+Array = NDArray[Any]
+
+
+def _draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    batch, time, heads, half = (int(n) for n in rng.integers(0, 4, size=4))
+    angle = rng.uniform(-3, 3, (batch, time, half))
+    return {"x": rng.standard_normal((batch, time, heads, 2 * half)), "cos": np.cos(angle), "sin": np.sin(angle)}
+
+
+@op(
+    "x[B, T, H, D], cos[B, T, E], sin[B, T, E] -> y[B, T, H, D]",
+    source="Su et al. 2021, arXiv:2104.09864, eq. 34, in GPT-NeoX's order: component i is paired with i + D/2",
+    draw=_draw,
+)
+def rotary(x: Array, cos: Array, sin: Array) -> tuple[Array, Any]:
+    """Turn each pair of components of every head by the angle of its position.
+
+    x         (B, T, H, D)  queries or keys, D even
+    cos, sin  (B, T, D/2)   of position times frequency
+
+    Returns y (B, T, H, D). ShapeError unless D = 2 E.
+    """
+    half = cos.shape[-1]
+    if x.shape[-1] != 2 * half:
+        raise ShapeError(f"rotary: x has D={x.shape[-1]}, but cos has E={half}; expected D = 2 E")
+    return _turn(x, cos, sin), (x, cos, sin)
+
+
+def _turn(x: Array, cos: Array, sin: Array) -> Array:
+    half = cos.shape[-1]
+    c, s = cos[:, :, None], sin[:, :, None]
+    first, second = x[..., :half], x[..., half:]
+    y = np.empty_like(x)
+    y[..., :half] = first * c - second * s
+    y[..., half:] = second * c + first * s
+    return y
+
+
+@rotary.defvjp
+def _rotary_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array | None, ...]:
+    x, cos, sin = saved
+    half = cos.shape[-1]
+    grad_x = _turn(grad, cos, -sin) if need[0] else None  # the transpose of a rotation turns back
+    grad_cos = grad_sin = None
+    if need[1]:
+        grad_cos = (grad * x).reshape(*x.shape[:-1], 2, half).sum(axis=(2, 3))
+    if need[2]:
+        grad_sin = (grad[..., half:] * x[..., :half] - grad[..., :half] * x[..., half:]).sum(axis=2)
+    return grad_x, grad_cos, grad_sin
