@@ -1,0 +1,1 @@
+"""Low-rank adapters: configuration, targets, attaching, saving and loading."""
