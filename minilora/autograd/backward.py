@@ -53,8 +53,7 @@ class Node:
         """Return the gradient for each input, None where none is needed, and release what was saved."""
         assert self.vjp is not None
         full = tuple(
-            np.zeros(shape, dtype) if g is None else g
-            for g, (shape, dtype) in zip(grads, self.outputs, strict=True)
+            np.zeros(shape, dtype) if g is None else g for g, (shape, dtype) in zip(grads, self.outputs, strict=True)
         )
         need = tuple(edge is not None for edge in self.edges)
         parts = self.vjp(full if len(full) > 1 else full[0], self.saved, need)

@@ -84,6 +84,9 @@ class Op:
         arguments = inspect.signature(forward).parameters
         self._takes_need = "need" in arguments
         self.__signature__ = inspect.Signature([p for n, p in arguments.items() if n != "need"])
+        # inspect's own bind costs more than a small operator; these two make a call's arguments without it.
+        self._positional = tuple(n for n, p in arguments.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+        self._defaults = {n: p.default for n, p in arguments.items() if p.default is not p.empty}
         missing = [o.name for o in self.signature.inputs if o.name not in arguments]
         if missing:
             raise ValueError(f"{self.name}: the signature names {missing}, which the function does not take")
@@ -105,13 +108,18 @@ class Op:
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Split a call's arguments into operands, in the signature's order, and parameters."""
-        bound = self.__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
+        values = {**self._defaults, **dict(zip(self._positional, args, strict=False)), **kwargs}
+        if (
+            len(values) != len(self.__signature__.parameters)
+            or len(args) > len(self._positional)
+            or any(name in kwargs for name in self._positional[: len(args)])
+        ):
+            self.__signature__.bind(*args, **kwargs)  # raises the TypeError that Python itself would
         operands: list[Any] = []
         for operand in self.signature.inputs:
-            value = bound.arguments.pop(operand.name)
+            value = values.pop(operand.name)
             operands.extend(value if operand.variadic else (value,))
-        return tuple(operands), dict(bound.arguments)
+        return tuple(operands), values
 
     def run(
         self, rule: Rule, arrays: Sequence[Any], params: Mapping[str, Any], need: tuple[bool, ...]

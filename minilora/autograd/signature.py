@@ -4,8 +4,8 @@
 
 An axis is a letter that must agree wherever it stands, a number, ``*`` (any leading axes, the same
 for every operand that has it), ``...`` (any shape that broadcasts with the others) or ``?`` (any shape).
-``name?`` may be None; ``*name`` stands for any number of operands; ``name:kind`` is "real" (the default: differentiable),
-"weight" (real, and may be a FrozenWeight), "int" or "bool". Several outputs are separated by commas.
+``name?`` may be None; ``*name`` stands for any number of operands; ``name:kind`` is "real" (the default:
+differentiable), "weight" (real, and may be a FrozenWeight), "int" or "bool". Several outputs are separated by commas.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class Signature:
                 raise ShapeError(
                     f"{op}: {operand.name} has dtype {dtype}, expected {_wanted(operand.kind)}\n  signature: {self}"
                 )
-            self._match(op, operand, tuple(np.shape(array) if not hasattr(array, "shape") else array.shape), sizes, owner)
+            self._match(
+                op, operand, tuple(np.shape(array) if not hasattr(array, "shape") else array.shape), sizes, owner
+            )
         return sizes
 
     def _match(
@@ -102,7 +104,9 @@ class Signature:
             return
         named = axes[1:] if axes[:1] == ("*",) else axes
         if len(shape) < len(named) or (named is axes and len(shape) != len(axes)):
-            raise ShapeError(f"{op}: {operand.name} has shape {shape}, expected [{', '.join(axes)}]\n  signature: {self}")
+            raise ShapeError(
+                f"{op}: {operand.name} has shape {shape}, expected [{', '.join(axes)}]\n  signature: {self}"
+            )
         leading = len(shape) - len(named)
         found = [("*", shape[:leading])] if named is not axes else []
         for axis, size in [*found, *zip(named, shape[leading:], strict=True)]:

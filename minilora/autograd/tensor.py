@@ -109,7 +109,7 @@ class Tensor:
         return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
 
 
-def tensor(data: ArrayLike, requires_grad: bool = False, *, dtype: DTypeLike = None) -> Tensor:
+def tensor(data: ArrayLike, requires_grad: bool = False, *, dtype: DTypeLike | None = None) -> Tensor:
     """Make a tensor as np.asarray makes an array: without a copy where it can.
 
     requires_grad  True for an array that is to be trained; it must be float32 or float64

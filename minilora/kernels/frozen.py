@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from minilora.errors import ShapeError
 from minilora.formats.quant import STORAGES, dequantize
 
-_FLOATS = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+_FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
 
 
 class FrozenWeight:

@@ -24,7 +24,7 @@ class Module:
     training: bool = True
     adapter_choice: AdapterChoice | None = None  # set on the root by minilora.lora; see nn/adapters.py
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not say how it is called")
 
     def named_children(self) -> Iterator[tuple[str, Module]]:

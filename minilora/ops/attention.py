@@ -84,9 +84,7 @@ def _attention_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Arr
     return grad_q, grad_k, grad_v, None
 
 
-def _scores(
-    queries: Array, keys: Array, mask: NDArray[np.bool_] | None, time: int
-) -> tuple[Array, Any]:
+def _scores(queries: Array, keys: Array, mask: NDArray[np.bool_] | None, time: int) -> tuple[Array, Any]:
     """Scaled q kᵀ (B, G, H/G · T, S), -inf where a query may not look; and the scale."""
     scale = queries.dtype.type(1 / np.sqrt(max(queries.shape[-1], 1)))
     scores = (queries * scale) @ keys
@@ -103,7 +101,11 @@ def _by_group(x: Array, groups: int) -> Array:
     """(B, T, H, D) -> (B, G, H/G · T, D): the queries that share a key head, one block of rows."""
     batch, time, heads, width = x.shape
     share = heads // max(groups, 1)
-    return x.reshape(batch, time, groups, share, width).transpose(0, 2, 3, 1, 4).reshape(batch, groups, share * time, width)
+    return (
+        x.reshape(batch, time, groups, share, width)
+        .transpose(0, 2, 3, 1, 4)
+        .reshape(batch, groups, share * time, width)
+    )
 
 
 def _by_head(x: Array, shape: tuple[int, ...]) -> Array:

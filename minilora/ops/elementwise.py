@@ -117,7 +117,5 @@ def dropout(x: Array, keep: NDArray[np.bool_], *, p: float) -> tuple[Array, Any]
 
 
 @dropout.defvjp
-def _dropout_vjp(
-    grad: Array, keep: NDArray[np.bool_], need: tuple[bool, ...], *, p: float
-) -> tuple[Array | None, ...]:
+def _dropout_vjp(grad: Array, keep: NDArray[np.bool_], need: tuple[bool, ...], *, p: float) -> tuple[Array | None, ...]:
     return grad * (keep * grad.dtype.type(1.0 / (1.0 - p))), None

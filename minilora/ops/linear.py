@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numpy.typing import NDArray
@@ -23,18 +24,20 @@ def linear(
     W     (K, N)  weight; no gradient is formed for a FrozenWeight or a plain array, nor x kept for it
     bias  (N,)    added to every row, or None
     """
-    y = x @ W
+    flat = rows(x)
+    y = flat @ W
     if bias is not None:
         y = y + bias
-    return y, (x if need[1] else None, W)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] else None, W)
 
 
 @linear.defvjp
 def _linear_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array | None, ...]:
     x, W = saved
-    grad_x = grad @ W.T if need[0] else None
-    grad_W = rows(x).T @ rows(grad) if need[1] else None
-    grad_bias = rows(grad).sum(axis=0) if need[2] else None
+    flat = rows(grad)
+    grad_x = (flat @ W.T).reshape(*grad.shape[:-1], W.shape[0]) if need[0] else None
+    grad_W = x.T @ flat if need[1] else None
+    grad_bias = flat.sum(axis=0) if need[2] else None
     return grad_x, grad_W, grad_bias
 
 
@@ -42,26 +45,25 @@ def _linear_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array 
 def _linear_kernel(
     x: Array, W: Array | FrozenWeight, bias: Array | None = None, *, need: tuple[bool, ...]
 ) -> tuple[Array, Any]:
-    y, _ = kernels.lora_forward(rows(x), dense(W), None, None, bias, 1.0)
-    return y.reshape(*x.shape[:-1], y.shape[-1]), (x if need[1] else None, W)
+    flat = rows(x)
+    y, _ = kernels.lora_forward(flat, dense(W), None, None, bias, 1.0)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] else None, W)
 
 
 @_linear_kernel
 def _linear_kernel_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array | None, ...]:
-    x, W = saved
+    W = saved[1]
     grad_x = None
     if need[0]:
-        grad_x, _, _ = kernels.lora_backward(rows(grad), None, None, dense(W), None, None, 1.0, (True, False, False))
-        grad_x = grad_x.reshape(*grad.shape[:-1], grad_x.shape[-1])
+        wanted = (True, False, False)
+        grad_x, _, _ = kernels.lora_backward(rows(grad), None, None, dense(W), None, None, 1.0, wanted)
+        grad_x = grad_x.reshape(*grad.shape[:-1], W.shape[0])
     return grad_x, *_linear_vjp(grad, saved, (False, *need[1:]))[1:]
 
 
 def rows(x: Array) -> Array:
-    """View x (*, D) as a matrix (M, D), also where an axis is empty."""
-    lead = 1
-    for n in x.shape[:-1]:
-        lead *= n
-    return x.reshape(lead, x.shape[-1])
+    """View x (*, D) as a matrix (M, D), also where an axis is empty: one product serves a whole batch."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def dense(W: Array | FrozenWeight) -> Array:

@@ -40,41 +40,38 @@ def lora_matmul(
 
     Returns y (*, N), same dtype as x.
     """
-    hidden = x @ A
-    y = x @ W
-    y += scale * (hidden @ B)
+    flat = rows(x)
+    hidden = flat @ A
+    y = flat @ W + scale * (hidden @ B)
     if bias is not None:
-        y += bias
-    return y, (x if need[1] or need[2] else None, W, A, B, hidden if need[3] else None)
+        y = y + bias
+    saved = (flat if need[1] or need[2] else None, W, A, B, hidden if need[3] else None)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), saved
 
 
 @lora_matmul.defvjp
-def _lora_matmul_vjp(
-    grad: Array, saved: Any, need: tuple[bool, ...], *, scale: float
-) -> tuple[Array | None, ...]:
+def _lora_matmul_vjp(grad: Array, saved: Any, need: tuple[bool, ...], *, scale: float) -> tuple[Array | None, ...]:
     x, W, A, B, hidden = saved
-    grad_hidden = scale * (grad @ B.T)
-    grad_x = grad @ W.T + grad_hidden @ A.T if need[0] else None
-    grad_W = rows(x).T @ rows(grad) if need[1] else None
-    grad_A = rows(x).T @ rows(grad_hidden) if need[2] else None
-    grad_B = scale * (rows(hidden).T @ rows(grad)) if need[3] else None
-    grad_bias = rows(grad).sum(axis=0) if need[4] else None
+    flat = rows(grad)
+    grad_hidden = scale * (flat @ B.T)
+    grad_x = None
+    if need[0]:
+        grad_x = flat @ W.T + grad_hidden @ A.T
+        grad_x = grad_x.reshape(*grad.shape[:-1], grad_x.shape[-1])
+    grad_W = x.T @ flat if need[1] else None
+    grad_A = x.T @ grad_hidden if need[2] else None
+    grad_B = scale * (hidden.T @ flat) if need[3] else None
+    grad_bias = flat.sum(axis=0) if need[4] else None
     return grad_x, grad_W, grad_A, grad_B, grad_bias
 
 
 @lora_matmul.defkernel
 def _lora_matmul_kernel(
-    x: Array,
-    W: Array | FrozenWeight,
-    A: Array,
-    B: Array,
-    scale: float = 1.0,
-    bias: Array | None = None,
-    *,
-    need: tuple[bool, ...],
+    x: Array, W: Any, A: Array, B: Array, scale: float = 1.0, bias: Array | None = None, *, need: tuple[bool, ...]
 ) -> tuple[Array, Any]:
-    y, hidden = kernels.lora_forward(rows(x), dense(W), A, B, bias, scale)
-    return y.reshape(*x.shape[:-1], y.shape[-1]), (x if need[1] or need[2] else None, W, A, B, hidden)
+    flat = rows(x)
+    y, hidden = kernels.lora_forward(flat, dense(W), A, B, bias, scale)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] or need[2] else None, W, A, B, hidden)
 
 
 @_lora_matmul_kernel
@@ -82,11 +79,10 @@ def _lora_matmul_kernel_vjp(
     grad: Array, saved: Any, need: tuple[bool, ...], *, scale: float
 ) -> tuple[Array | None, ...]:
     x, W, A, B, hidden = saved
-    grad_x, grad_A, grad_B = kernels.lora_backward(
-        rows(grad), None if x is None else rows(x), hidden, dense(W), A, B, scale, (need[0], need[2], need[3])
-    )
+    flat = rows(grad)
+    grad_x, grad_A, grad_B = kernels.lora_backward(flat, x, hidden, dense(W), A, B, scale, (need[0], need[2], need[3]))
     if grad_x is not None:
         grad_x = grad_x.reshape(*grad.shape[:-1], grad_x.shape[-1])
-    grad_W = rows(x).T @ rows(grad) if need[1] else None
-    grad_bias = rows(grad).sum(axis=0) if need[4] else None
+    grad_W = x.T @ flat if need[1] else None
+    grad_bias = flat.sum(axis=0) if need[4] else None
     return grad_x, grad_W, grad_A, grad_B, grad_bias

@@ -55,9 +55,7 @@ def concat(xs: tuple[Array, ...], *, axis: int = 0) -> tuple[Array, Any]:
 
 
 @concat.defvjp
-def _concat_vjp(
-    grad: Array, widths: tuple[int, ...], need: tuple[bool, ...], *, axis: int
-) -> tuple[Array | None, ...]:
+def _concat_vjp(grad: Array, widths: tuple[int, ...], need: tuple[bool, ...], *, axis: int) -> tuple[Array | None, ...]:
     parts = np.split(grad, np.cumsum(widths)[:-1], axis=axis)
     return tuple(part if wanted else None for part, wanted in zip(parts, need, strict=True))
 
