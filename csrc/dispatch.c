@@ -1,0 +1,131 @@
+/* dispatch.c - which instruction sets were compiled, which of them run here, and the one that is used.
+ *
+ * Compiled once, for the baseline.  The build defines MINILORA_HAVE_V3 and MINILORA_HAVE_V4 where it also
+ * compiled the other sources with the suffixes _v3 and _v4.
+ */
+#include "minilora.h"
+
+typedef size_t workspace_function(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads);
+typedef void forward_function(float *y, float *hidden, const float *x, const float *w, const float *a,
+                              const float *b, const float *bias, void *workspace,
+                              ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
+                              float scale, int w_layout, int n_threads);
+typedef void backward_function(float *grad_x, float *grad_a, float *grad_b, const float *grad, const float *x,
+                               const float *hidden, const float *w, const float *a, const float *b,
+                               void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
+                               float scale, int accumulate, int w_layout, int n_threads);
+
+typedef struct {
+    const char *name;
+    int (*runs_here)(void);
+    workspace_function *workspace;
+    forward_function *forward;
+    backward_function *backward;
+} isa;
+
+#define DECLARE(suffix)                                       \
+    workspace_function minilora_lora_workspace_f32##suffix;   \
+    forward_function minilora_lora_forward_f32##suffix;       \
+    backward_function minilora_lora_backward_f32##suffix;
+#define ENTRY(name, runs_here, suffix)                                                \
+    {name, runs_here, minilora_lora_workspace_f32##suffix, minilora_lora_forward_f32##suffix, \
+     minilora_lora_backward_f32##suffix},
+
+static int always(void) { return 1; }
+DECLARE(_baseline)
+
+#ifdef MINILORA_HAVE_V3
+static int has_v3(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi")
+        && __builtin_cpu_supports("bmi2");
+}
+DECLARE(_v3)
+#endif
+
+#ifdef MINILORA_HAVE_V4
+static int has_v4(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi")
+        && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512f")
+        && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd")
+        && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+DECLARE(_v4)
+#endif
+
+static const isa isas[] = {
+    ENTRY("baseline", always, _baseline)
+#ifdef MINILORA_HAVE_V3
+    ENTRY("x86-64-v3", has_v3, _v3)
+#endif
+#ifdef MINILORA_HAVE_V4
+    ENTRY("x86-64-v4", has_v4, _v4)
+#endif
+};
+
+static int chosen;
+
+int minilora_isa_count(void) { return (int)(sizeof isas / sizeof *isas); }
+
+const char *minilora_isa_name(int index)
+{
+    return index >= 0 && index < minilora_isa_count() ? isas[index].name : NULL;
+}
+
+int minilora_isa_runs_here(int index)
+{
+    return index >= 0 && index < minilora_isa_count() && isas[index].runs_here();
+}
+
+int minilora_isa_choose(int index)
+{
+    if (!minilora_isa_runs_here(index))
+        return 0;
+    chosen = index;
+    return 1;
+}
+
+int minilora_isa_chosen(void) { return chosen; }
+
+const char *minilora_compiler(void)
+{
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#else
+    return "unknown compiler";
+#endif
+}
+
+int minilora_has_openmp(void)
+{
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+size_t minilora_lora_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads)
+{
+    return isas[chosen].workspace(m, n, k, r, n_threads);
+}
+
+void minilora_lora_forward_f32(float *y, float *hidden, const float *x, const float *w, const float *a,
+                               const float *b, const float *bias, void *workspace,
+                               ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
+                               float scale, int w_layout, int n_threads)
+{
+    isas[chosen].forward(y, hidden, x, w, a, b, bias, workspace, m, n, k, r, scale, w_layout, n_threads);
+}
+
+void minilora_lora_backward_f32(float *grad_x, float *grad_a, float *grad_b, const float *grad, const float *x,
+                                const float *hidden, const float *w, const float *a, const float *b,
+                                void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
+                                float scale, int accumulate, int w_layout, int n_threads)
+{
+    isas[chosen].backward(grad_x, grad_a, grad_b, grad, x, hidden, w, a, b, workspace, m, n, k, r, scale,
+                          accumulate, w_layout, n_threads);
+}

@@ -1,0 +1,208 @@
+/* gemm.c - c = start + a.b of one or two segments, by tiles that stay in registers.
+ *
+ * For each block of the right-hand side (BLOCK_K terms by BLOCK_N columns, packed into panels of TILE_COLS
+ * columns) every tile of rows is copied once and swept over all panels.  With few rows a right-hand side
+ * whose rows are contiguous is read in place instead.
+ */
+#include "internal.h"
+
+#include <string.h>
+
+static const float zeros[TILE_COLS];
+
+/* c = start + a . b for one tile.  `rows` is a constant wherever this is inlined, so acc lives in registers;
+ * start_stride 0 repeats one row of start (a bias). */
+static inline __attribute__((always_inline)) void tile(
+    const int rows, float *restrict c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,
+    const float *restrict a, const float *restrict b, ptrdiff_t b_stride, ptrdiff_t depth)
+{
+    float acc[TILE_ROWS][TILE_COLS];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma omp simd
+        for (int j = 0; j < TILE_COLS; j++)
+            acc[i][j] = start[i * start_stride + j];
+    for (ptrdiff_t k = 0; k < depth; k++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++)
+#pragma omp simd
+            for (int j = 0; j < TILE_COLS; j++)
+                acc[i][j] += a[i * TILE_STRIDE + k] * b[k * b_stride + j];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma omp simd
+        for (int j = 0; j < TILE_COLS; j++)
+            c[i * c_stride + j] = acc[i][j];
+}
+
+typedef void tile_function(float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,
+                           const float *a, const float *b, ptrdiff_t b_stride, ptrdiff_t depth);
+
+#define DEFINE_TILE(rows)                                                                          \
+    static void tile_##rows(float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride, \
+                            const float *a, const float *b, ptrdiff_t b_stride, ptrdiff_t depth)   \
+    {                                                                                              \
+        tile(rows, c, c_stride, start, start_stride, a, b, b_stride, depth);                       \
+    }
+
+DEFINE_TILE(1) DEFINE_TILE(2) DEFINE_TILE(3) DEFINE_TILE(4)
+#if defined(__AVX2__) || defined(__aarch64__)
+DEFINE_TILE(5) DEFINE_TILE(6)
+#endif
+#ifdef __AVX512F__
+DEFINE_TILE(7) DEFINE_TILE(8) DEFINE_TILE(9) DEFINE_TILE(10)
+DEFINE_TILE(11) DEFINE_TILE(12) DEFINE_TILE(13) DEFINE_TILE(14)
+#endif
+
+static tile_function *const tiles[TILE_ROWS + 1] = {
+    NULL, tile_1, tile_2, tile_3, tile_4,
+#if defined(__AVX2__) || defined(__aarch64__)
+    tile_5, tile_6,
+#endif
+#ifdef __AVX512F__
+    tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
+#endif
+};
+
+/* The last columns, fewer than a tile is wide: computed in a full one, of which `cols` are kept. */
+static void edge_tile(ptrdiff_t rows, ptrdiff_t cols, float *c, ptrdiff_t c_stride, const float *start,
+                      ptrdiff_t start_stride, const float *a, const float *b, ptrdiff_t depth)
+{
+    float full[TILE_ROWS * TILE_COLS] = {0};
+    for (ptrdiff_t i = 0; i < rows; i++)
+        memcpy(full + i * TILE_COLS, start + i * start_stride, (size_t)cols * sizeof *c);
+    tiles[rows](full, TILE_COLS, full, TILE_COLS, a, b, TILE_COLS, depth);
+    for (ptrdiff_t i = 0; i < rows; i++)
+        memcpy(c + i * c_stride, full + i * TILE_COLS, (size_t)cols * sizeof *c);
+}
+
+/* Terms [k0, k1) of rows [i, i + rows) of one left-hand matrix, times scale. */
+static void copy_rows(float *restrict tile_a, view a, ptrdiff_t i, ptrdiff_t rows, ptrdiff_t k0, ptrdiff_t k1,
+                      float scale)
+{
+    if (a.transposed) {
+        for (ptrdiff_t k = k0; k < k1; k++)
+            for (ptrdiff_t row = 0; row < rows; row++)
+                tile_a[row * TILE_STRIDE + k - k0] = scale * a.at[k * a.stride + i + row];
+    } else {
+        for (ptrdiff_t row = 0; row < rows; row++)
+            for (ptrdiff_t k = k0; k < k1; k++)
+                tile_a[row * TILE_STRIDE + k - k0] = scale * a.at[(i + row) * a.stride + k];
+    }
+}
+
+static void copy_tile(float *tile_a, const product *p, ptrdiff_t i, ptrdiff_t rows, ptrdiff_t k0, ptrdiff_t k1)
+{
+    const ptrdiff_t first = smaller(k0, p->first.k), middle = smaller(k1, p->first.k);
+    if (first < middle)
+        copy_rows(tile_a, p->first.a, i, rows, first, middle, p->first.scale);
+    if (k1 > p->first.k)
+        copy_rows(tile_a + (middle - first), p->second.a, i, rows, k0 + middle - first - p->first.k,
+                  k1 - p->first.k, p->second.scale);
+}
+
+/* Terms [k0, k1) for one rectangle at most BLOCK_N wide.  Read in place (direct), they come from one segment. */
+static void block(const product *p, rect where, ptrdiff_t k0, ptrdiff_t k1, int direct, int go_on, float *scratch)
+{
+    float *const tile_a = scratch, *const panels = scratch + TILE_ROWS * TILE_STRIDE;
+    const ptrdiff_t depth = k1 - k0, panel_size = depth * TILE_COLS;
+    const ptrdiff_t whole = where.j1 - (where.j1 - where.j0) % TILE_COLS;
+    const ptrdiff_t start_stride = go_on ? p->n : 0;
+    const segment *const source = k0 < p->first.k ? &p->first : &p->second;
+    const float *in_place = NULL;
+
+    if (direct && depth > 0)
+        in_place = source->b.at + (k0 < p->first.k ? k0 : k0 - p->first.k) * source->b.stride;
+    for (ptrdiff_t j = direct ? whole : where.j0; j < where.j1; j += TILE_COLS)
+        minilora_pack_panel(panels + (j - where.j0) / TILE_COLS * panel_size, p, k0, k1, j,
+                            smaller(TILE_COLS, where.j1 - j));
+
+    for (ptrdiff_t i = where.i0; i < where.i1; i += TILE_ROWS) {
+        const ptrdiff_t rows = smaller(TILE_ROWS, where.i1 - i);
+        copy_tile(tile_a, p, i, rows, k0, k1);
+        for (ptrdiff_t j = where.j0; j < where.j1; j += TILE_COLS) {
+            float *const c = p->c + i * p->n + j;
+            const float *const panel = panels + (j - where.j0) / TILE_COLS * panel_size;
+            const float *const start = go_on ? c : p->bias ? p->bias + j : zeros;
+            if (j >= whole)
+                edge_tile(rows, where.j1 - j, c, p->n, start, start_stride, tile_a, panel, depth);
+            else if (in_place)
+                tiles[rows](c, p->n, start, start_stride, tile_a, in_place + j, source->b.stride, depth);
+            else
+                tiles[rows](c, p->n, start, start_stride, tile_a, panel, TILE_COLS, depth);
+        }
+    }
+}
+
+/* All terms of one rectangle at most BLOCK_N wide, right-hand side packed: blocks of equal depth. */
+static void packed_product(const product *p, rect where, float *scratch)
+{
+    const ptrdiff_t depth = p->first.k + p->second.k, blocks = depth ? ceil_div(depth, BLOCK_K) : 1;
+    for (ptrdiff_t b = 0; b < blocks; b++)
+        block(p, where, b * depth / blocks, (b + 1) * depth / blocks, 0, p->accumulate || b > 0, scratch);
+}
+
+/* Terms from k on, right-hand side in place; go_on: c already holds what comes before them. */
+static void direct_product(const product *p, rect where, ptrdiff_t k, int go_on, float *scratch)
+{
+    const ptrdiff_t depth = p->first.k + p->second.k;
+    while (k < depth || !go_on) {
+        const ptrdiff_t end = smaller(k + DIRECT_K, k < p->first.k ? p->first.k : depth);
+        block(p, where, k, end, 1, go_on, scratch);
+        go_on = 1;
+        k = end;
+    }
+}
+
+static int few_rows(const product *p)
+{
+    return p->m <= (p->first.b.transposed ? DOT_M : DIRECT_M);
+}
+
+static int is_dot(const product *p)
+{
+    return p->first.b.transposed && (few_rows(p) || (p->n <= NARROW_N && p->second.k == 0));
+}
+
+rect minilora_share(const product *p, int part, int parts)
+{
+    const ptrdiff_t height = few_rows(p) ? (p->m ? p->m : 1) : is_dot(p) ? DOT_ROWS : TILE_ROWS;
+    const ptrdiff_t row_units = ceil_div(p->m, height), col_units = ceil_div(p->n, TILE_COLS);
+    /* A grid of row_parts x col_parts threads.  A share costs its number of tiles, and for each of its panels
+     * the packing, which takes about as long as two tiles. */
+    ptrdiff_t col_parts = 1, best = -1;
+    for (ptrdiff_t tries = 1; tries <= parts; tries++) {
+        const ptrdiff_t cost = (ceil_div(row_units, parts / tries) + 2) * ceil_div(col_units, tries);
+        if (parts % tries == 0 && (best < 0 || cost <= best)) {
+            best = cost;
+            col_parts = tries;
+        }
+    }
+    const ptrdiff_t row_parts = parts / col_parts, row_part = part / col_parts, col_part = part % col_parts;
+    return (rect){smaller(row_part * row_units / row_parts * height, p->m),
+                  smaller((row_part + 1) * row_units / row_parts * height, p->m),
+                  smaller(col_part * col_units / col_parts * TILE_COLS, p->n),
+                  smaller((col_part + 1) * col_units / col_parts * TILE_COLS, p->n)};
+}
+
+void minilora_product(const product *p, rect where, float *scratch)
+{
+    const ptrdiff_t cols = ceil_div(where.j1 - where.j0, TILE_COLS);
+    const ptrdiff_t slices = ceil_div(cols, BLOCK_N / TILE_COLS), j0 = where.j0, j1 = where.j1;
+    const int dot = is_dot(p), direct = few_rows(p);
+    if (where.i0 >= where.i1)
+        return;
+    if (dot)
+        minilora_dot_product(p, where);
+    for (ptrdiff_t s = 0; s < slices; s++) {
+        where.j0 = j0 + s * cols / slices * TILE_COLS;
+        where.j1 = smaller(j0 + (s + 1) * cols / slices * TILE_COLS, j1);
+        if (dot)
+            direct_product(p, where, p->first.k, 1, scratch);
+        else if (direct)
+            direct_product(p, where, 0, p->accumulate, scratch);
+        else
+            packed_product(p, where, scratch);
+    }
+}

@@ -1,0 +1,112 @@
+/* internal.h - block sizes of each instruction set, and the pieces that the .c files share.
+ *
+ * The sources are compiled once per instruction set.  MINILORA_SUFFIX, where defined, is appended to
+ * every external name so that the copies can live in one library; dispatch.c chooses among them.
+ */
+#ifndef MINILORA_INTERNAL_H
+#define MINILORA_INTERNAL_H
+
+#include <stddef.h>
+
+#ifdef MINILORA_SUFFIX
+#define MINILORA_JOIN_(name, suffix) name##suffix
+#define MINILORA_JOIN(name, suffix) MINILORA_JOIN_(name, suffix)
+#define MINILORA_NAME(name) MINILORA_JOIN(name, MINILORA_SUFFIX)
+#define minilora_lora_workspace_f32 MINILORA_NAME(minilora_lora_workspace_f32)
+#define minilora_lora_forward_f32 MINILORA_NAME(minilora_lora_forward_f32)
+#define minilora_lora_backward_f32 MINILORA_NAME(minilora_lora_backward_f32)
+#define minilora_transpose MINILORA_NAME(minilora_transpose)
+#define minilora_pack_panel MINILORA_NAME(minilora_pack_panel)
+#define minilora_dot_product MINILORA_NAME(minilora_dot_product)
+#define minilora_share MINILORA_NAME(minilora_share)
+#define minilora_product MINILORA_NAME(minilora_product)
+#endif
+
+#include "minilora.h"
+
+/* LANES      floats in a vector register.
+ * TILE_*     the part of the output that stays in registers while gemm.c walks down the sum: as many
+ *            rows as leave room for one row of the right-hand side and one broadcast.
+ * DOT_*      the same for dot.c, where each output element takes a whole register. */
+#if defined(__AVX512F__)
+enum { LANES = 16, TILE_ROWS = 14, TILE_COLS = 32, DOT_ROWS = 4, DOT_COLS = 4 };
+#elif defined(__AVX2__)
+enum { LANES = 8, TILE_ROWS = 6, TILE_COLS = 16, DOT_ROWS = 3, DOT_COLS = 4 };
+#elif defined(__aarch64__)
+enum { LANES = 4, TILE_ROWS = 6, TILE_COLS = 16, DOT_ROWS = 4, DOT_COLS = 4 };
+#else
+enum { LANES = 4, TILE_ROWS = 4, TILE_COLS = 8, DOT_ROWS = 2, DOT_COLS = 4 };
+#endif
+
+enum {
+    /* A block of the right-hand side, BLOCK_K * BLOCK_N floats, stays in the second-level cache while
+     * all rows pass over it; TILE_ROWS * BLOCK_K floats of the left stay in the first. */
+    BLOCK_K = 384,
+    BLOCK_N = 320,
+    /* Distance between the rows of a copied left-hand tile: a constant, so that one register addresses
+     * all of them, and an odd number of cache lines, so that they do not compete for one cache set. */
+    TILE_STRIDE = BLOCK_K + 16,
+    /* Unpacked right-hand sides are walked this many rows at a time: long enough to pay for loading
+     * and storing the tile, short enough for the hardware to prefetch each row. */
+    DIRECT_K = 32,
+    /* Up to so many rows, packing W costs more than it saves. */
+    DIRECT_M = 16,
+    DOT_M = 12,
+    /* Up to so many columns, a product of many rows is a set of dot products: a tile would be mostly
+     * padding. */
+    NARROW_N = 16,
+    /* Floats of scratch that minilora_product needs; one such piece a thread. */
+    SCRATCH = TILE_ROWS * TILE_STRIDE + BLOCK_K * BLOCK_N
+};
+
+/* A matrix where it lies: element (i, j) is at[i * stride + j], or at[j * stride + i] if transposed. */
+typedef struct {
+    const float *at;
+    ptrdiff_t stride;
+    int transposed;
+} view;
+
+/* The terms that one pair of matrices adds to a product: scale * a (m, k) . b (k, n). */
+typedef struct {
+    view a, b;
+    ptrdiff_t k;
+    float scale;
+} segment;
+
+/* c (m, n) = start + first + second, where start is c itself (accumulate), the bias, or zero.
+ *
+ * The two segments run as one sum of first.k + second.k terms: the tile stays in registers between them.
+ * second.b is never transposed; first.a is not where first.b is, and first.scale is 1 there. */
+typedef struct {
+    float *c;                   /* (m, n), rows n apart */
+    const float *bias;          /* (n) or NULL; ignored by accumulate */
+    int accumulate;
+    ptrdiff_t m, n;
+    segment first, second;
+} product;
+
+/* Rows [i0, i1) and columns [j0, j1) of an output. */
+typedef struct {
+    ptrdiff_t i0, i1, j0, j1;
+} rect;
+
+/* dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < cols. */
+void minilora_transpose(float *dst, ptrdiff_t dst_stride, const float *src, ptrdiff_t src_stride,
+                        ptrdiff_t rows, ptrdiff_t cols);
+
+/* Terms [k0, k1) of both segments, columns [j, j + cols), as rows of TILE_COLS floats padded with zeros. */
+void minilora_pack_panel(float *panel, const product *p, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t j, ptrdiff_t cols);
+
+/* c = bias + first on the rectangle, for a transposed first.b. */
+void minilora_dot_product(const product *p, rect where);
+
+/* The part of the output that thread `part` of `parts` computes: whole tiles, disjoint, covering all. */
+rect minilora_share(const product *p, int part, int parts);
+
+/* Compute a share; scratch holds SCRATCH floats aligned to 64 bytes and belongs to this thread. */
+void minilora_product(const product *p, rect where, float *scratch);
+
+static inline ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
+
+#endif /* MINILORA_INTERNAL_H */

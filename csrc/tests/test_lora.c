@@ -1,0 +1,363 @@
+/* test_lora.c - every compiled instruction set against a plain double-precision loop, under the bound of minilora.h.
+ *
+ * Outputs start as NaN, every array is its own allocation of the exact size (so that AddressSanitizer sees
+ * one float too many), and each case runs with 1, 2 and 3 threads, which must agree bit by bit.
+ */
+#include "minilora.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    ptrdiff_t m, n, k, r;
+    int layout, with_bias, accumulate;
+    ptrdiff_t offset;           /* floats by which every array is moved off its allocation's alignment */
+} problem;
+
+static int failures, cases;
+
+static uint64_t random_state = 1;
+
+/* A uniform number in [-1, 1): splitmix64. */
+static float uniform(void)
+{
+    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (float)((z ^ (z >> 31)) >> 40) / 8388608.0f - 1.0f;
+}
+
+typedef struct {
+    void *memory;
+    float *at;
+    ptrdiff_t size;
+} array;
+
+static array new_array(ptrdiff_t size, ptrdiff_t offset)
+{
+    array made = {malloc((size_t)(size + offset) * sizeof(float) + 1), NULL, size};
+    if (!made.memory)
+        abort();
+    /* The last float ends where the allocation ends, but for the byte that makes size 0 legal. */
+    made.at = (float *)made.memory + offset;
+    return made;
+}
+
+static array random_array(ptrdiff_t size, ptrdiff_t offset)
+{
+    array made = new_array(size, offset);
+    for (ptrdiff_t i = 0; i < size; i++)
+        made.at[i] = uniform();
+    return made;
+}
+
+static array copy_of(array from, ptrdiff_t offset)
+{
+    array made = new_array(from.size, offset);
+    if (from.size)
+        memcpy(made.at, from.at, (size_t)from.size * sizeof(float));
+    return made;
+}
+
+static double gamma_of(ptrdiff_t terms)
+{
+    const double eps = ldexp(1.0, -24);
+    return (double)terms * eps / (1.0 - (double)terms * eps);
+}
+
+/* value = sum of scale * a[i] * b[j] over pairs `terms` apart, size = the sum of absolute values. */
+typedef struct {
+    double value, size;
+} sum;
+
+static sum dot(const float *a, ptrdiff_t a_step, const float *b, ptrdiff_t b_step, ptrdiff_t terms, double scale)
+{
+    sum s = {0, 0};
+    for (ptrdiff_t t = 0; t < terms; t++) {
+        const double term = scale * (double)a[t * a_step] * (double)b[t * b_step];
+        s.value += term;
+        s.size += fabs(term);
+    }
+    return s;
+}
+
+static void expect(const problem *p, const char *what, ptrdiff_t i, ptrdiff_t j, float got, sum want, double allowed)
+{
+    /* Written so that NaN fails. */
+    if (fabs((double)got - want.value) <= allowed)
+        return;
+    if (failures++ < 20)
+        printf("FAIL %s: %s[%td,%td] = %.9g, want %.9g +- %.3g  (m %td n %td k %td r %td layout %d bias %d "
+               "accumulate %d offset %td)\n", minilora_isa_name(minilora_isa_chosen()), what, i, j, (double)got,
+               want.value, allowed, p->m, p->n, p->k, p->r, p->layout, p->with_bias, p->accumulate, p->offset);
+}
+
+static void expect_same_bits(const problem *p, const char *what, array one, array other, int threads)
+{
+    if (one.size == 0 || memcmp(one.at, other.at, (size_t)one.size * sizeof(float)) == 0)
+        return;
+    if (failures++ < 20)
+        printf("FAIL %s: %s differs between 1 and %d threads  (m %td n %td k %td r %td layout %d)\n",
+               minilora_isa_name(minilora_isa_chosen()), what, threads, p->m, p->n, p->k, p->r, p->layout);
+}
+
+typedef struct {
+    array x, w, a, b, bias, grad, old_a, old_b;
+} inputs;
+
+typedef struct {
+    array y, hidden, grad_x, grad_a, grad_b;
+} outputs;
+
+static array nan_array(ptrdiff_t size, ptrdiff_t offset)
+{
+    array made = new_array(size, offset);
+    for (ptrdiff_t i = 0; i < size; i++)
+        made.at[i] = NAN;
+    return made;
+}
+
+static outputs run(const problem *p, const inputs *in, int threads)
+{
+    const float scale = 0.75f;
+    void *workspace = malloc(minilora_lora_workspace_f32(p->m, p->n, p->k, p->r, threads));
+    outputs out = {
+        .y = nan_array(p->m * p->n, p->offset),
+        .hidden = nan_array(p->m * p->r, p->offset),
+        .grad_x = nan_array(p->m * p->k, p->offset),
+        .grad_a = p->accumulate ? copy_of(in->old_a, p->offset) : nan_array(p->k * p->r, p->offset),
+        .grad_b = p->accumulate ? copy_of(in->old_b, p->offset) : nan_array(p->r * p->n, p->offset),
+    };
+    if (!workspace)
+        abort();
+    minilora_lora_forward_f32(out.y.at, out.hidden.at, in->x.at, in->w.at, in->a.at, in->b.at,
+                              p->with_bias ? in->bias.at : NULL, workspace, p->m, p->n, p->k, p->r, scale,
+                              p->layout, threads);
+    minilora_lora_backward_f32(out.grad_x.at, out.grad_a.at, out.grad_b.at, in->grad.at, in->x.at, out.hidden.at,
+                               in->w.at, in->a.at, in->b.at, workspace, p->m, p->n, p->k, p->r, scale,
+                               p->accumulate, p->layout, threads);
+    free(workspace);
+    return out;
+}
+
+/* The adapter's inner sums may be off by their own bound, which the outer sum multiplies. */
+static double inner_error(const double *allowed, const float *outer, ptrdiff_t step, ptrdiff_t r, double scale)
+{
+    double total = 0;
+    for (ptrdiff_t q = 0; q < r; q++)
+        total += allowed[q] * fabs(scale * (double)outer[q * step]);
+    return total;
+}
+
+static void check_values(const problem *p, const inputs *in, const outputs *out)
+{
+    const ptrdiff_t m = p->m, n = p->n, k = p->k, r = p->r;
+    const double scale = 0.75;
+    const ptrdiff_t w_k = p->layout == MINILORA_W_KN ? n : 1, w_n = p->layout == MINILORA_W_KN ? 1 : k;
+    double *allowed = malloc((size_t)(m * r + r + 1) * sizeof *allowed);
+    float *grad_h = malloc((size_t)(m * r + 1) * sizeof *grad_h);
+    if (!allowed || !grad_h)
+        abort();
+
+    for (ptrdiff_t i = 0; i < m; i++) {
+        double *const row = allowed + i * r;
+        for (ptrdiff_t q = 0; q < r; q++) {
+            const sum s = dot(in->x.at + i * k, 1, in->a.at + q, r, k, 1);
+            row[q] = gamma_of(k + 2) * s.size;
+            expect(p, "hidden", i, q, out->hidden.at[i * r + q], s, row[q]);
+        }
+        for (ptrdiff_t j = 0; j < n; j++) {
+            const double bias = p->with_bias ? (double)in->bias.at[j] : 0;
+            const sum s = dot(in->x.at + i * k, 1, in->w.at + j * w_n, w_k, k, 1);
+            const sum t = dot(out->hidden.at + i * r, 1, in->b.at + j, n, r, scale);
+            const sum all = {bias + s.value + t.value, fabs(bias) + s.size + t.size};
+            expect(p, "y", i, j, out->y.at[i * n + j], all, gamma_of(k + r + 2) * all.size);
+        }
+    }
+    for (ptrdiff_t i = 0; i < m; i++) {
+        for (ptrdiff_t q = 0; q < r; q++) {
+            const sum s = dot(in->grad.at + i * n, 1, in->b.at + q * n, 1, n, 1);
+            grad_h[i * r + q] = (float)s.value;
+            allowed[i * r + q] = gamma_of(n + 3) * s.size;
+        }
+        for (ptrdiff_t j = 0; j < k; j++) {
+            const sum s = dot(in->grad.at + i * n, 1, in->w.at + j * w_k, w_n, n, 1);
+            const sum t = dot(grad_h + i * r, 1, in->a.at + j * r, 1, r, scale);
+            const sum all = {s.value + t.value, s.size + t.size};
+            expect(p, "grad_x", i, j, out->grad_x.at[i * k + j], all, gamma_of(n + r + 2) * all.size
+                   + inner_error(allowed + i * r, in->a.at + j * r, 1, r, scale) * (1 + gamma_of(r + 2)));
+        }
+    }
+    for (ptrdiff_t q = 0; q < r; q++) {
+        for (ptrdiff_t j = 0; j < k; j++) {
+            const double old = p->accumulate ? (double)in->old_a.at[j * r + q] : 0;
+            const sum s = dot(grad_h + q, r, in->x.at + j, k, m, scale);
+            const sum all = {old + s.value, fabs(old) + s.size};
+            double inner = 0;
+            for (ptrdiff_t i = 0; i < m; i++)
+                inner += allowed[i * r + q] * fabs(scale * (double)in->x.at[i * k + j]);
+            expect(p, "grad_a", j, q, out->grad_a.at[j * r + q], all,
+                   gamma_of(m + 2) * all.size + inner * (1 + gamma_of(m + 2)));
+        }
+        for (ptrdiff_t j = 0; j < n; j++) {
+            const double old = p->accumulate ? (double)in->old_b.at[q * n + j] : 0;
+            const sum s = dot(out->hidden.at + q, r, in->grad.at + j, n, m, scale);
+            const sum all = {old + s.value, fabs(old) + s.size};
+            expect(p, "grad_b", q, j, out->grad_b.at[q * n + j], all, gamma_of(m + 2) * all.size);
+        }
+    }
+    free(allowed);
+    free(grad_h);
+}
+
+static void free_outputs(outputs *out)
+{
+    free(out->y.memory);
+    free(out->hidden.memory);
+    free(out->grad_x.memory);
+    free(out->grad_a.memory);
+    free(out->grad_b.memory);
+}
+
+static inputs new_inputs(const problem *p)
+{
+    return (inputs){
+        .x = random_array(p->m * p->k, p->offset), .w = random_array(p->k * p->n, p->offset),
+        .a = random_array(p->k * p->r, p->offset), .b = random_array(p->r * p->n, p->offset),
+        .bias = random_array(p->n, p->offset), .grad = random_array(p->m * p->n, p->offset),
+        .old_a = random_array(p->k * p->r, p->offset), .old_b = random_array(p->r * p->n, p->offset),
+    };
+}
+
+static void free_inputs(inputs *in)
+{
+    free(in->x.memory);
+    free(in->w.memory);
+    free(in->a.memory);
+    free(in->b.memory);
+    free(in->bias.memory);
+    free(in->grad.memory);
+    free(in->old_a.memory);
+    free(in->old_b.memory);
+}
+
+static void check(problem p)
+{
+    inputs in = new_inputs(&p);
+    outputs one = run(&p, &in, 1);
+    check_values(&p, &in, &one);
+    for (int threads = 2; threads <= 3; threads++) {
+        outputs other = run(&p, &in, threads);
+        expect_same_bits(&p, "y", one.y, other.y, threads);
+        expect_same_bits(&p, "hidden", one.hidden, other.hidden, threads);
+        expect_same_bits(&p, "grad_x", one.grad_x, other.grad_x, threads);
+        expect_same_bits(&p, "grad_a", one.grad_a, other.grad_a, threads);
+        expect_same_bits(&p, "grad_b", one.grad_b, other.grad_b, threads);
+        free_outputs(&other);
+    }
+    free_outputs(&one);
+    free_inputs(&in);
+    cases++;
+}
+
+/* Each gradient alone, with NULL for everything that it does not read, equals the one computed with the rest. */
+static void check_needs(problem p)
+{
+    inputs in = new_inputs(&p);
+    outputs all = run(&p, &in, 1), some = run(&p, &in, 1);
+    void *workspace = malloc(minilora_lora_workspace_f32(p.m, p.n, p.k, p.r, 1));
+    if (!workspace)
+        abort();
+    memset(some.grad_x.at, 0, (size_t)some.grad_x.size * sizeof(float));
+    memset(some.grad_a.at, 0, (size_t)some.grad_a.size * sizeof(float));
+    memset(some.grad_b.at, 0, (size_t)some.grad_b.size * sizeof(float));
+    minilora_lora_backward_f32(some.grad_x.at, NULL, NULL, in.grad.at, NULL, NULL, in.w.at, in.a.at, in.b.at,
+                               workspace, p.m, p.n, p.k, p.r, 0.75f, 0, p.layout, 1);
+    minilora_lora_backward_f32(NULL, some.grad_a.at, NULL, in.grad.at, in.x.at, NULL, NULL, NULL, in.b.at,
+                               workspace, p.m, p.n, p.k, p.r, 0.75f, 0, p.layout, 1);
+    minilora_lora_backward_f32(NULL, NULL, some.grad_b.at, in.grad.at, NULL, all.hidden.at, NULL, NULL, NULL,
+                               workspace, p.m, p.n, p.k, p.r, 0.75f, 0, p.layout, 1);
+    expect_same_bits(&p, "grad_x alone", all.grad_x, some.grad_x, 1);
+    expect_same_bits(&p, "grad_a alone", all.grad_a, some.grad_a, 1);
+    expect_same_bits(&p, "grad_b alone", all.grad_b, some.grad_b, 1);
+    free(workspace);
+    free_outputs(&all);
+    free_outputs(&some);
+    free_inputs(&in);
+    cases++;
+}
+
+/* An infinity in one column of W reaches that column of y and no other. */
+static void check_infinity_stays_in_its_column(problem p)
+{
+    const ptrdiff_t column = p.n - 1;
+    inputs in = new_inputs(&p);
+    in.w.at[p.layout == MINILORA_W_KN ? column : column * p.k] = INFINITY;
+    outputs out = run(&p, &in, 2);
+    for (ptrdiff_t i = 0; i < p.m; i++)
+        for (ptrdiff_t j = 0; j < p.n; j++)
+            if (isfinite(out.y.at[i * p.n + j]) == (j == column) && failures++ < 20)
+                printf("FAIL infinity: y[%td,%td] = %g\n", i, j, (double)out.y.at[i * p.n + j]);
+    free_outputs(&out);
+    free_inputs(&in);
+    cases++;
+}
+
+static void check_all_of(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r)
+{
+    for (int layout = 0; layout < 2; layout++) {
+        const int odd = (int)((m + n + k + r) % 2);
+        check((problem){m, n, k, r, layout, odd, !odd, (m + k) % 3});
+    }
+}
+
+static void check_isa(void)
+{
+    static const ptrdiff_t tiny[] = {0, 1, 2, 5}, ranks[] = {0, 1, 8, 16, 17, 40};
+    for (size_t a = 0; a < 4; a++)
+        for (size_t b = 0; b < 4; b++)
+            for (size_t c = 0; c < 4; c++)
+                for (size_t d = 0; d < 3; d++)
+                    check_all_of(tiny[a], tiny[b], tiny[c], ranks[d]);
+    /* Each row count of a tile, around the limits of every path, with tails in each direction. */
+    for (ptrdiff_t m = 1; m <= 46; m++)
+        check_all_of(m, 65 + m, 3 + 2 * m, ranks[m % 6]);
+    /* Each column count. */
+    for (ptrdiff_t n = 1; n <= 66; n++)
+        check_all_of(20 + n % 2, n, 19, ranks[n % 6]);
+    /* Longer than a block in one direction, then in all; r beyond every tile. */
+    check_all_of(30, 40, 769, 16);
+    check_all_of(30, 1300, 40, 8);
+    check_all_of(9, 1300, 400, 8);
+    check_all_of(1, 700, 800, 16);
+    check_all_of(131, 330, 390, 8);
+    check_all_of(400, 65, 33, 130);
+    for (int layout = 0; layout < 2; layout++) {
+        check_needs((problem){33, 70, 50, 8, layout, 0, 0, 0});
+        check_needs((problem){3, 70, 50, 20, layout, 0, 0, 0});
+        check_infinity_stays_in_its_column((problem){3, 37, 50, 8, layout, 1, 0, 0});
+        check_infinity_stays_in_its_column((problem){40, 37, 50, 8, layout, 1, 0, 0});
+    }
+}
+
+int main(void)
+{
+    if (minilora_isa_choose(-1) || minilora_isa_choose(minilora_isa_count()) || minilora_isa_name(-1)) {
+        puts("FAIL: an instruction set out of range was accepted");
+        failures++;
+    }
+    for (int isa = 0; isa < minilora_isa_count(); isa++) {
+        const int before = cases;
+        if (!minilora_isa_choose(isa)) {
+            printf("%-10s does not run here, skipped\n", minilora_isa_name(isa));
+            continue;
+        }
+        check_isa();
+        printf("%-10s %d cases\n", minilora_isa_name(isa), cases - before);
+    }
+    printf("%s, OpenMP %s: %d failures\n", minilora_compiler(), minilora_has_openmp() ? "on" : "off", failures);
+    return failures != 0;
+}
