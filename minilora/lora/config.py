@@ -71,7 +71,8 @@ class LoraConfig:
         wrong += self._contradictions()
         if wrong:
             raise ConfigError("LoraConfig: " + "\n  ".join(wrong))
-        _ = self._ranks, self._alphas, self.target_pattern, self.exclude_pattern  # refuses a bad pattern here
+        # Compiled now, so that a bad pattern is refused here.
+        _ = self._ranks, self._alphas, self.target_pattern, self.exclude_pattern, self.layer_lists
 
     def _contradictions(self) -> list[str]:
         wrong = []
@@ -113,6 +114,12 @@ class LoraConfig:
         """The regular expression of exclude_modules, if it is one."""
         text = self.exclude_modules
         return Patterns([text], "exclude_modules") if isinstance(text, str) else None
+
+    @cached_property
+    def layer_lists(self) -> tuple[Patterns, ...]:
+        """One pattern for each name in layers_pattern, matching the path of the list that holds the layers."""
+        names = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
+        return tuple(Patterns([name], "layers_pattern", as_suffix=True) for name in names)
 
     @property
     def all_linear(self) -> bool:
