@@ -33,7 +33,7 @@ class Leaf:
 class Node:
     """One recorded call: how to pull gradients of its outputs back to its inputs."""
 
-    __slots__ = ("edges", "name", "outputs", "saved", "vjp")
+    __slots__ = ("edges", "many", "name", "outputs", "saved", "vjp")
 
     def __init__(
         self,
@@ -42,12 +42,14 @@ class Node:
         edges: Sequence[Edge | None],
         saved: Any,
         outs: Sequence[NDArray[Any]],
+        many: bool,
     ) -> None:
         self.name = name
         self.vjp: Callable[..., tuple[Any, ...]] | None = vjp
         self.edges = tuple(edges)
         self.saved = saved
         self.outputs = tuple((o.shape, o.dtype) for o in outs)
+        self.many = many  # the forward returned a tuple, perhaps of one, so the vjp takes one
 
     def pull(self, grads: Sequence[NDArray[Any] | None]) -> tuple[NDArray[Any] | None, ...]:
         """Return the gradient for each input, None where none is needed, and release what was saved."""
@@ -56,7 +58,7 @@ class Node:
             np.zeros(shape, dtype) if g is None else g for g, (shape, dtype) in zip(grads, self.outputs, strict=True)
         )
         need = tuple(edge is not None for edge in self.edges)
-        parts = self.vjp(full if len(full) > 1 else full[0], self.saved, need)
+        parts = self.vjp(full if self.many else full[0], self.saved, need)
         if len(parts) != len(need):
             raise MiniloraError(f"{self.name}: the vjp returned {len(parts)} gradients for {len(need)} operands")
         return parts

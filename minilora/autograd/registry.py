@@ -159,7 +159,7 @@ class Op:
         if any(need):
             if rule.vjp is None:
                 raise ValueError(f"{self.name} has no vjp: give it one with @{self.name}.defvjp")
-            node = Node(self.name, functools.partial(rule.vjp, **params), edges, saved, outs)
+            node = Node(self.name, functools.partial(rule.vjp, **params), edges, saved, outs, isinstance(out, tuple))
             tensors = tuple(Tensor(o, edge=(node, i)) for i, o in enumerate(outs))
         else:
             tensors = tuple(Tensor(o) for o in outs)

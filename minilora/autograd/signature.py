@@ -98,9 +98,10 @@ class Signature:
                 sizes["..."] = np.broadcast_shapes(sizes.get("...", ()), shape)
             except ValueError:
                 raise ShapeError(
-                    f"{op}: {operand.name} has shape {shape}, which does not broadcast with {sizes['...']}\n"
-                    f"  signature: {self}"
+                    f"{op}: {operand.name} has shape {shape}, which does not broadcast with "
+                    f"{sizes['...']} of {owner['...']}\n  signature: {self}"
                 ) from None
+            owner["..."] = f"{owner['...']} and {operand.name}" if "..." in owner else operand.name
             return
         named = axes[1:] if axes[:1] == ("*",) else axes
         if len(shape) < len(named) or (named is axes and len(shape) != len(axes)):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from minilora.autograd import Index, op
 from minilora.errors import ShapeError
 from minilora.kernels.frozen import FrozenWeight
+from minilora.ops.linear import rows
 
 Array = NDArray[Any]
 
@@ -27,10 +28,10 @@ def embedding(ids: NDArray[np.integer[Any]], weight: Array | FrozenWeight) -> tu
 
     Returns y (*, D). ShapeError where an id is outside the table.
     """
-    rows = weight.shape[0]
-    if ids.size and (ids.min() < 0 or ids.max() >= rows):
-        bad = ids[(ids < 0) | (ids >= rows)].flat[0]
-        raise ShapeError(f"embedding: ids holds {bad}, but weight has rows 0 to {rows - 1}")
+    count = weight.shape[0]
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        bad = ids[(ids < 0) | (ids >= count)].flat[0]
+        raise ShapeError(f"embedding: ids holds {bad}, but weight has rows 0 to {count - 1}")
     y = weight.rows(ids) if isinstance(weight, FrozenWeight) else weight[ids]
     return y, (ids, weight.shape, weight.dtype)
 
@@ -39,5 +40,5 @@ def embedding(ids: NDArray[np.integer[Any]], weight: Array | FrozenWeight) -> tu
 def _embedding_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array | None, ...]:
     ids, shape, dtype = saved
     grad_weight = np.zeros(shape, dtype)
-    np.add.at(grad_weight, ids.reshape(-1), grad.reshape(-1, shape[1]))  # ids may repeat
+    np.add.at(grad_weight, ids.reshape(-1), rows(grad))  # ids may repeat
     return None, grad_weight

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minilora.autograd import op
+from minilora.errors import ShapeError
 
 Array = NDArray[Any]
 Axis = int | tuple[int, ...] | None
@@ -36,8 +37,11 @@ def _sum_vjp(
 
 @op("x[*, D] -> y[?]", params=_PARAMS, source="sum rule")
 def mean(x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array, Any]:
-    """Average over the given axes, or over all, as np.mean does."""
-    return np.asarray(x.mean(axis=axis, keepdims=keepdims)), x.shape
+    """Average over the given axes, or over all, as np.mean does. ShapeError where there is nothing to average."""
+    total = np.asarray(x.sum(axis=axis, keepdims=keepdims))
+    if total.size and not x.size:
+        raise ShapeError(f"mean: x has shape {x.shape}, so there is nothing to average over axis {axis}")
+    return np.asarray(total / x.dtype.type(x.size / max(total.size, 1) or 1)), x.shape
 
 
 @mean.defvjp

@@ -1,0 +1,1 @@
+"""Checks for operators: the laws over the registry, and the certified differences under them."""

@@ -1,0 +1,46 @@
+"""Hypothesis strategies for arrays, axes and whole calls of an operator. The other modules need no Hypothesis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import DTypeLike, NDArray
+
+from minilora.autograd import Op
+from minilora.testing.draws import FILLS, Call, axes, draw
+
+SIZES = (2, 1, 3, 0, 5)  # Hypothesis shrinks towards the first
+
+
+def dims() -> st.SearchStrategy[int]:
+    """The size of one axis: also empty, one, and odd."""
+    return st.sampled_from(SIZES)
+
+
+def shapes(max_axes: int = 3) -> st.SearchStrategy[tuple[int, ...]]:
+    """A shape of up to ``max_axes`` axes."""
+    return st.lists(dims(), max_size=max_axes).map(tuple)
+
+
+def generators() -> st.SearchStrategy[np.random.Generator]:
+    """A generator, shown as its seed."""
+    return st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+def arrays(
+    shape: st.SearchStrategy[tuple[int, ...]] | tuple[int, ...], dtype: DTypeLike = np.float64, size: float = 3.0
+) -> st.SearchStrategy[NDArray[Any]]:
+    """An array of numbers within ± ``size``."""
+    shaped = st.just(shape) if isinstance(shape, tuple) else shape
+    return st.builds(lambda s, rng: rng.uniform(-size, size, s).astype(dtype), shaped, generators())
+
+
+def calls(op: Op) -> st.SearchStrategy[Call]:
+    """A call of ``op`` with operands from its record."""
+    sizes = st.fixed_dictionaries({axis: shapes() if axis in ("*", "...") else dims() for axis in axes(op)})
+    params = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in op.params.items()})
+    return st.builds(
+        lambda s, p, rng, fill: draw(op, rng, s, p, fill), sizes, params, generators(), st.sampled_from(FILLS)
+    )

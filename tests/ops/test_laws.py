@@ -1,0 +1,23 @@
+"""Every registered operator obeys every operator law. Nothing to add when adding an operator."""
+
+from __future__ import annotations
+
+import pytest
+
+import minilora.ops  # noqa: F401  (fills the registry)
+from minilora.autograd import REGISTRY
+from minilora.testing.opcheck import check, kernel_law, laws
+
+CASES = [
+    pytest.param(law, op, id=f"{op.name}-{law.__name__}", marks=[pytest.mark.native] if law is kernel_law else [])
+    for op in REGISTRY.values()
+    for law in laws(op)
+]
+
+
+@pytest.mark.parametrize(("law", "op"), CASES)
+def test_operator_obeys_law(law, op, record_property):
+    tally = check(law, op)
+    record_property("calls", tally.calls)
+    record_property("slopes", tally.compared)
+    assert tally.calls > 0
