@@ -1,0 +1,168 @@
+"""Thin wrappers of csrc/minilora.h: check the sizes, release the GIL, call. minilora/kernels/native.py calls them."""
+
+from minilora.errors import ShapeError
+
+from minilora.kernels.minilora cimport (
+    MINILORA_W_KN,
+    MINILORA_W_NK,
+    minilora_compiler,
+    minilora_has_openmp,
+    minilora_isa_choose,
+    minilora_isa_chosen,
+    minilora_isa_count,
+    minilora_isa_name,
+    minilora_isa_runs_here,
+    minilora_lora_backward_f32,
+    minilora_lora_forward_f32,
+    minilora_lora_workspace_f32,
+)
+
+cdef extern from "pthread.h" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
+
+# A forked child does not have the OpenMP threads of its parent, and waiting for them never ends.
+cdef int thread_limit = 2147483647
+
+
+cdef void use_one_thread() noexcept nogil:
+    global thread_limit
+    thread_limit = 1
+
+
+pthread_atfork(NULL, NULL, use_one_thread)
+
+
+def allowed_threads(int n_threads) -> int:
+    """Return n_threads, or 1 in a forked child."""
+    return min(n_threads, thread_limit)
+
+
+def compiler() -> str:
+    return minilora_compiler().decode()
+
+
+def has_openmp() -> bool:
+    return minilora_has_openmp() != 0
+
+
+def instruction_sets() -> list:
+    """Return the names of the compiled instruction sets that this processor runs, slowest first."""
+    return [minilora_isa_name(i).decode() for i in range(minilora_isa_count()) if minilora_isa_runs_here(i)]
+
+
+def choose(str name):
+    """Use the named instruction set from now on; raise ValueError where it is not one that runs here."""
+    for i in range(minilora_isa_count()):
+        if minilora_isa_name(i).decode() == name and minilora_isa_choose(i):
+            return
+    raise ValueError(f"instruction set {name} does not run here; have {', '.join(instruction_sets())}")
+
+
+def chosen() -> str:
+    return minilora_isa_name(minilora_isa_chosen()).decode()
+
+
+def workspace_bytes(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads) -> int:
+    return minilora_lora_workspace_f32(m, n, k, r, n_threads)
+
+
+cdef const float *start(const float[:, ::1] array) noexcept:
+    """The first element's address; NULL for None and for an empty array, whose &array[0, 0] is not valid."""
+    if array is None or array.shape[0] == 0 or array.shape[1] == 0:
+        return NULL
+    return &array[0, 0]
+
+
+cdef float *start_of_output(float[:, ::1] array) noexcept:
+    if array is None or array.shape[0] == 0 or array.shape[1] == 0:
+        return NULL
+    return &array[0, 0]
+
+
+cdef int expect(str op, str name, const float[:, ::1] array, ptrdiff_t rows, ptrdiff_t cols, str axes) except -1:
+    if array is not None and (array.shape[0] != rows or array.shape[1] != cols):
+        raise ShapeError(f"{op}: {name} is ({array.shape[0]}, {array.shape[1]}), need {axes} = ({rows}, {cols})")
+    return 0
+
+
+cdef int expect_workspace(str op, unsigned char[::1] workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
+                          int n_threads) except -1:
+    if n_threads < 1:
+        raise ValueError(f"{op}: n_threads must be at least 1, got {n_threads}")
+    cdef size_t needed = minilora_lora_workspace_f32(m, n, k, r, n_threads)
+    if <size_t>workspace.shape[0] < needed:
+        raise ValueError(f"{op}: workspace has {workspace.shape[0]} bytes, need {needed}")
+    return 0
+
+
+def lora_forward(float[:, ::1] y not None, float[:, ::1] hidden, const float[:, ::1] x not None,
+                 const float[:, ::1] w not None, const float[:, ::1] a, const float[:, ::1] b,
+                 const float[::1] bias, unsigned char[::1] workspace not None,
+                 float scale, bint w_is_nk, int n_threads):
+    """y = x . W + bias + scale * hidden . B with hidden = x . A; w is (N, K) where w_is_nk, else (K, N)."""
+    cdef ptrdiff_t m = x.shape[0], k = x.shape[1]
+    cdef ptrdiff_t n = w.shape[0] if w_is_nk else w.shape[1], r = 0
+    if (a is None) != (b is None) or (a is None) != (hidden is None):
+        raise ValueError("lora_forward: a, b and hidden go together")
+    if a is not None:
+        r = a.shape[1]
+    expect("lora_forward", "w", w, n if w_is_nk else k, k if w_is_nk else n, "(N, K)" if w_is_nk else "(K, N)")
+    expect("lora_forward", "a", a, k, r, "(K, R)")
+    expect("lora_forward", "b", b, r, n, "(R, N)")
+    expect("lora_forward", "y", y, m, n, "(M, N)")
+    expect("lora_forward", "hidden", hidden, m, r, "(M, R)")
+    if bias is not None and bias.shape[0] != n:
+        raise ShapeError(f"lora_forward: bias is ({bias.shape[0]},), need (N,) = ({n},)")
+    expect_workspace("lora_forward", workspace, m, n, k, r, n_threads)
+    if m == 0 or n == 0 and r == 0:
+        return
+    cdef float *y0 = start_of_output(y)
+    cdef float *hidden0 = start_of_output(hidden)
+    cdef const float *x0 = start(x)
+    cdef const float *w0 = start(w)
+    cdef const float *a0 = start(a)
+    cdef const float *b0 = start(b)
+    cdef const float *bias0 = &bias[0] if bias is not None and n > 0 else NULL
+    cdef int layout = MINILORA_W_NK if w_is_nk else MINILORA_W_KN
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_lora_forward_f32(y0, hidden0, x0, w0, a0, b0, bias0, &workspace[0], m, n, k, r, scale, layout,
+                                  n_threads)
+
+
+def lora_backward(float[:, ::1] grad_x, float[:, ::1] grad_a, float[:, ::1] grad_b,
+                  const float[:, ::1] grad not None, const float[:, ::1] x, const float[:, ::1] hidden,
+                  const float[:, ::1] w not None, const float[:, ::1] a, const float[:, ::1] b,
+                  unsigned char[::1] workspace not None, float scale, bint accumulate, bint w_is_nk, int n_threads):
+    """The gradients that are not None; w is (N, K) where w_is_nk, else (K, N)."""
+    cdef ptrdiff_t m = grad.shape[0], n = grad.shape[1]
+    cdef ptrdiff_t k = w.shape[1] if w_is_nk else w.shape[0], r = 0
+    if (a is None) != (b is None):
+        raise ValueError("lora_backward: a and b go together")
+    if a is not None:
+        r = a.shape[1]
+    if (grad_a is not None and x is None) or (grad_b is not None and hidden is None):
+        raise ValueError("lora_backward: grad_a needs x, and grad_b needs hidden")
+    expect("lora_backward", "w", w, n if w_is_nk else k, k if w_is_nk else n, "(N, K)" if w_is_nk else "(K, N)")
+    expect("lora_backward", "x", x, m, k, "(M, K)")
+    expect("lora_backward", "hidden", hidden, m, r, "(M, R)")
+    expect("lora_backward", "a", a, k, r, "(K, R)")
+    expect("lora_backward", "b", b, r, n, "(R, N)")
+    expect("lora_backward", "grad_x", grad_x, m, k, "(M, K)")
+    expect("lora_backward", "grad_a", grad_a, k, r, "(K, R)")
+    expect("lora_backward", "grad_b", grad_b, r, n, "(R, N)")
+    expect_workspace("lora_backward", workspace, m, n, k, r, n_threads)
+    cdef float *grad_x0 = start_of_output(grad_x)
+    cdef float *grad_a0 = start_of_output(grad_a)
+    cdef float *grad_b0 = start_of_output(grad_b)
+    cdef const float *grad0 = start(grad)
+    cdef const float *x0 = start(x)
+    cdef const float *hidden0 = start(hidden)
+    cdef const float *w0 = start(w)
+    cdef const float *a0 = start(a)
+    cdef const float *b0 = start(b)
+    cdef int layout = MINILORA_W_NK if w_is_nk else MINILORA_W_KN
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_lora_backward_f32(grad_x0, grad_a0, grad_b0, grad0, x0, hidden0, w0, a0, b0, &workspace[0],
+                                   m, n, k, r, scale, accumulate, layout, n_threads)
