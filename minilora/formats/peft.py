@@ -106,9 +106,7 @@ def write_peft(
         for part, array in parts.items()
     }
     write_safetensors(folder / TENSORS_NAME, tensors, {**(metadata or {}), "format": "pt"})
-    ordered = {
-        name: sorted(value) if isinstance(value, list) else value for name, value in sorted(config.items())
-    }
+    ordered = {name: sorted(value) if isinstance(value, list) else value for name, value in sorted(config.items())}
     text = json.dumps(ordered, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / CONFIG_NAME, [text.encode("utf-8")])
 
@@ -127,9 +125,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
             f"{where}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}; the file is damaged"
         ) from None
     except RecursionError:
-        raise FormatError(
-            f"{where}: nested too deeply; an adapter's settings are a few levels deep"
-        ) from None
+        raise FormatError(f"{where}: nested too deeply; an adapter's settings are a few levels deep") from None
     except ValueError as error:  # of the hooks below, or an integer of thousands of digits
         raise FormatError(f"{where}: {error}; the file is damaged") from None
     if not isinstance(parsed, dict):
@@ -143,16 +139,17 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _check_folder(folder: Path) -> None:
     wanted = f"expected a folder that holds {CONFIG_NAME} and {TENSORS_NAME}"
+    if "\0" in str(folder):
+        raise MiniloraError(f"{printable(str(folder))}: not a usable path; {wanted}")
     try:
-        if not folder.exists():
-            raise MiniloraError(f"{folder}: no such folder; {wanted}")
-        if not folder.is_dir():
-            raise FormatError(f"{folder}: this is a file; {wanted}: give the folder's name")
-        names = set(os.listdir(folder))
+        exists, is_folder = folder.exists(), folder.is_dir()
+        names = set(os.listdir(folder)) if is_folder else set()
     except OSError as error:
         raise MiniloraError(f"{folder}: cannot read: {error.strerror or error}; {wanted}") from error
-    except ValueError:  # a NUL inside the name
-        raise MiniloraError(f"{printable(str(folder))}: not a usable path; {wanted}") from None
+    if not exists:
+        raise MiniloraError(f"{folder}: no such folder; {wanted}")
+    if not is_folder:
+        raise FormatError(f"{folder}: this is a file; {wanted}: give the folder's name")
     if TENSORS_NAME not in names and "adapter_model.bin" in names:
         raise FormatError(
             f"{folder}: holds adapter_model.bin, which is a pickle and could run any code: minilora never opens one\n"

@@ -140,14 +140,10 @@ def adapter_parameters(model: Module, name: str | None = None) -> list[Tensor]:
     """
     chosen = name if name is not None else active_adapter(model)
     if chosen is None:
-        raise AdapterError(
-            f"{describe(model)} has no active adapter to train\n  call add_adapter, or set_adapter"
-        )
+        raise AdapterError(f"{describe(model)} has no active adapter to train\n  call add_adapter, or set_adapter")
     found = [factor for _, low in adapter_layers(model, chosen) for factor in (low.A, low.B)]
     if not any(factor.requires_grad for factor in found):
-        raise AdapterError(
-            f"adapter {chosen!r} of {describe(model)} is not trainable\n  load it with trainable=True"
-        )
+        raise AdapterError(f"adapter {chosen!r} of {describe(model)} is not trainable\n  load it with trainable=True")
     return [factor for factor in found if factor.requires_grad]
 
 

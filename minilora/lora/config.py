@@ -57,9 +57,7 @@ class LoraConfig:
             self._set(name, _sorted_names(getattr(self, name)))
         if isinstance(self.layers_to_transform, list | tuple | set | frozenset | range):
             indices = tuple(self.layers_to_transform)
-            self._set(
-                "layers_to_transform", tuple(sorted(set(indices))) if all(map(_whole, indices)) else indices
-            )
+            self._set("layers_to_transform", tuple(sorted(set(indices))) if all(map(_whole, indices)) else indices)
         for name in ("rank_pattern", "alpha_pattern"):
             value = getattr(self, name)
             self._set(name, dict(value or {}) if value is None or isinstance(value, Mapping) else value)
@@ -87,9 +85,7 @@ class LoraConfig:
                 if getattr(self, name) is not None
             ]
         if self.layers_pattern is not None and self.layers_to_transform is None:
-            wrong.append(
-                "layers_pattern means nothing without layers_to_transform; give the indices, or neither"
-            )
+            wrong.append("layers_pattern means nothing without layers_to_transform; give the indices, or neither")
         return wrong
 
     def _set(self, name: str, value: Any) -> None:
@@ -170,9 +166,7 @@ def _alpha(value: Any) -> bool:
 def _names(value: Any) -> bool:
     if isinstance(value, str):
         return value != ""
-    return (
-        isinstance(value, tuple) and len(value) > 0 and all(isinstance(name, str) and name for name in value)
-    )
+    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(name, str) and name for name in value)
 
 
 def _indices(value: Any) -> bool:
@@ -183,8 +177,7 @@ def _indices(value: Any) -> bool:
 
 def _table(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: (
-        isinstance(value, dict)
-        and all(isinstance(key, str) and key and holds(item) for key, item in value.items())
+        isinstance(value, dict) and all(isinstance(key, str) and key and holds(item) for key, item in value.items())
     )
 
 

@@ -102,9 +102,7 @@ class _Misfit:
     wanted: str
 
 
-def _check_tensors(
-    model: Module, file: PeftAdapter, config: LoraConfig, targets: Mapping[str, Linear]
-) -> None:
+def _check_tensors(model: Module, file: PeftAdapter, config: LoraConfig, targets: Mapping[str, Linear]) -> None:
     """Raise AdapterError with one line for each tensor that is missing, extra, misshapen or not finite."""
     misfits = []
     for at, layer in targets.items():
@@ -114,8 +112,7 @@ def _check_tensors(
         if at not in targets:
             reason = _extra(at, modules)
             misfits += [
-                _Misfit(tensor_name(at, part), f"file {_in_file(array)}", reason)
-                for part, array in parts.items()
+                _Misfit(tensor_name(at, part), f"file {_in_file(array)}", reason) for part, array in parts.items()
             ]
     for tensor, array in file.others.items():
         reason = next((text for key, text in _OTHERS.items() if key in tensor), "no tensor of a LoRA adapter")
@@ -143,9 +140,7 @@ def _misfits(at: str, parts: Mapping[str, NDArray[Any]], rank: int, layer: Linea
     """What is wrong with the factors of one targeted layer."""
     width_in, width_out = layer.weight.shape
     wanted = {"A": (width_in, rank), "B": (rank, width_out)}
-    swapped = all(
-        parts[part].shape == wanted[other][::-1] if part in parts else False for part, other in ("AB", "BA")
-    )
+    swapped = all(part in parts and parts[part].shape == wanted[other] for part, other in ("AB", "BA"))
     found = []
     for part, shape in wanted.items():
         tensor, array = tensor_name(at, part), parts.get(part)
@@ -159,9 +154,7 @@ def _misfits(at: str, parts: Mapping[str, NDArray[Any]], rank: int, layer: Linea
             found.append(_Misfit(tensor, f"file {_in_file(array)}", need + note))
         elif not np.isfinite(array).all():
             count = int(array.size - np.isfinite(array).sum())
-            found.append(
-                _Misfit(tensor, f"{count} of {array.size} are NaN or infinite", "wanted finite numbers")
-            )
+            found.append(_Misfit(tensor, f"{count} of {array.size} are NaN or infinite", "wanted finite numbers"))
     if not found and change_norm(parts["A"], parts["B"]) > float(np.finfo(np.float32).max):
         found.append(_Misfit(tensor_name(at, "B"), "A · B overflows float32", "wanted finite numbers"))
     return found

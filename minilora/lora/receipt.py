@@ -121,9 +121,7 @@ def write_stamp(model: str, layers: Mapping[str, tuple[Linear, LowRank]]) -> str
     for path, (layer, low) in layers.items():
         storage, digest = weight_identity(layer)
         noted[path] = {"scale": low.scale, "storage": storage, "sha256": digest}
-    return json.dumps(
-        {"version": _VERSION, "model": model, "layers": noted}, sort_keys=True, separators=(",", ":")
-    )
+    return json.dumps({"version": _VERSION, "model": model, "layers": noted}, sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True)

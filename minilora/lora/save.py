@@ -40,9 +40,7 @@ def save_adapter(
     if format not in _FORMATS:
         near = difflib.get_close_matches(str(format).lower(), _FORMATS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"save_adapter: format is {format!r}, wanted 'peft' (others are not supported yet){hint}"
-        )
+        raise ConfigError(f"save_adapter: format is {format!r}, wanted 'peft' (others are not supported yet){hint}")
     config = adapters_of(model, name).configs[name]
     adapted = dict(adapter_layers(model, name))
     factors = {}

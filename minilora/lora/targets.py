@@ -129,9 +129,7 @@ def layer_index(path: str, lists: tuple[Patterns, ...]) -> int | None:
 
 def _existing(modules: dict[str, Module], wanted: object) -> str:
     """Say which names exist, how often, and which is nearest to what was wanted."""
-    linear = Counter(
-        path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, Linear) and path
-    )
+    linear = Counter(path.rpartition(".")[2] for path, module in modules.items() if isinstance(module, Linear) and path)
     if not linear:
         return "it has no Linear layer"
     names = ", ".join(f"{name} ({count})" for name, count in list(linear.items())[:20])

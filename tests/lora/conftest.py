@@ -55,7 +55,7 @@ def frozen(rng, width_in, width_out):
     return Linear.from_weight(FrozenWeight(rng.standard_normal((width_out, width_in)).astype(np.float32).T))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """Make a tiny model; the same seed gives the same weights."""
     return Tiny

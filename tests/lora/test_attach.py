@@ -38,8 +38,7 @@ def fill(model, name="default", seed=0):
 
 def snapshot(model):
     return [
-        (path, sorted(vars(module)), dict(getattr(module, "adapters", {})))
-        for path, module in model.named_modules()
+        (path, sorted(vars(module)), dict(getattr(module, "adapters", {}))) for path, module in model.named_modules()
     ]
 
 
@@ -119,9 +118,7 @@ def test_each_layer_has_its_own_rank_and_scale(tiny):
     model = tiny()
     add_adapter(
         model,
-        LoraConfig(
-            target_modules="all-linear", r=4, lora_alpha=6, rank_pattern={r"layers\.0.*": 1}, use_rslora=True
-        ),
+        LoraConfig(target_modules="all-linear", r=4, lora_alpha=6, rank_pattern={r"layers\.0.*": 1}, use_rslora=True),
     )
     for path, low in adapter_layers(model, "default"):
         rank = 1 if ".0." in path else 4

@@ -25,9 +25,7 @@ def test_the_defaults_are_those_of_peft():
 
 def test_the_order_of_names_does_not_matter():
     assert (
-        config(target_modules=["v", "q", "v"])
-        == config(target_modules=("q", "v"))
-        == config(target_modules={"v", "q"})
+        config(target_modules=["v", "q", "v"]) == config(target_modules=("q", "v")) == config(target_modules={"v", "q"})
     )
 
 

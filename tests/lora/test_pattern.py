@@ -45,9 +45,7 @@ def same(pattern: str) -> Patterns | None:
         with pytest.raises(ConfigError):
             Patterns([pattern], "test")
         return None
-    if re.search(
-        r"[*+?}]\+", pattern
-    ):  # newer versions of re know possessive repeats; they are not in the subset
+    if re.search(r"[*+?}]\+", pattern):  # newer versions of re know possessive repeats; they are not in the subset
         return None
     return Patterns([pattern], "test")
 
@@ -193,16 +191,12 @@ def test_a_model_with_one_pattern_for_each_module_is_fast():
 
 
 def test_a_set_of_patterns_with_too_many_live_states_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"rank_pattern: the regular expressions need more than 10000 states"
-    ):
+    with pytest.raises(ConfigError, match=r"rank_pattern: the regular expressions need more than 10000 states"):
         Patterns(["a?" * 900] * 20, "rank_pattern").first("aaaa")
 
 
 def test_a_set_of_patterns_with_too_many_states_is_refused_before_they_are_built():
-    with pytest.raises(
-        ConfigError, match=r"rank_pattern: 9999 regular expressions need more than 100000 states"
-    ):
+    with pytest.raises(ConfigError, match=r"rank_pattern: 9999 regular expressions need more than 100000 states"):
         Patterns([".{2000}"] * 9999, "rank_pattern")
 
 

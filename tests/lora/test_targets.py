@@ -16,9 +16,7 @@ def paths(model, **settings):
 
 
 def test_a_name_means_equal_or_the_end_after_a_dot(tiny):
-    assert paths(tiny(), target_modules=["q_proj"]) == [
-        f"model.layers.{i}.self_attn.q_proj" for i in range(3)
-    ]
+    assert paths(tiny(), target_modules=["q_proj"]) == [f"model.layers.{i}.self_attn.q_proj" for i in range(3)]
     assert paths(tiny(), target_modules=["self_attn.v_proj"]) == [
         f"model.layers.{i}.self_attn.v_proj" for i in range(3)
     ]
@@ -114,9 +112,7 @@ def test_targets_that_are_all_left_out_again_are_an_error(tiny):
 
 
 def test_a_target_that_is_no_linear_is_refused_by_name(tiny):
-    with pytest.raises(
-        AdapterError, match=r"matches 'model.embed_tokens' of Tiny, which is no Linear but Embedding;"
-    ):
+    with pytest.raises(AdapterError, match=r"matches 'model.embed_tokens' of Tiny, which is no Linear but Embedding;"):
         paths(tiny(), target_modules=["embed_tokens", "q_proj"])
     with pytest.raises(AdapterError, match=r"which is no Linear but Layer, and \d+ more like it"):
         paths(tiny(), target_modules=r"model\.layers.*")
