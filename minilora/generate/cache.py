@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minilora.errors import ShapeError
+
 Array = NDArray[Any]
 
 
@@ -24,13 +26,20 @@ class KVCache:
     def extend(self, layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
         """Append keys and values (B, T, G, D) of one layer; return those of all positions (B, S, G, D).
 
-        The model calls this for layers 0, 1, … and ``advance`` once at the end of its call.
+        The model calls this for layers 0, 1, … and ``advance`` once at the end of its call. ShapeError for
+        another number of rows than the cache holds, or another model's layers; the cache is then as it was.
         """
         end = self.length + keys.shape[1]
-        if layer == len(self._layers):
+        if self.length == 0:  # whatever a call that did not end may have left
             room = (keys.shape[0], max(2 * end, 32), *keys.shape[2:])
-            self._layers.append((np.empty(room, keys.dtype), np.empty(room, values.dtype)))
+            self._layers[layer:] = [(np.empty(room, keys.dtype), np.empty(room, values.dtype))]
+        elif layer >= len(self._layers) or keys.shape[2:] != self._layers[layer][0].shape[2:]:
+            raise ShapeError("cache: its layers are those of another model; start a new one for this model")
         held = self._layers[layer]
+        if keys.shape[0] != len(held[0]):
+            raise ShapeError(
+                f"cache: holds {len(held[0])} rows, but {keys.shape[0]} came; call select to repeat or drop rows"
+            )
         if end > held[0].shape[1]:
             held = self._layers[layer] = (_grown(held[0], 2 * end), _grown(held[1], 2 * end))
         held[0][:, self.length : end] = keys

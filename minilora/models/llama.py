@@ -153,8 +153,11 @@ class Llama(Module):
         return loss if isinstance(loss, Tensor) else Tensor(loss)
 
     def count_labels(self, labels: ArrayLike) -> int:
-        """Return how many labels ``loss`` counts."""
-        return int((np.asarray(labels)[:, 1:] != IGNORED).sum())
+        """Return how many of the labels (B, T) ``loss`` counts."""
+        wanted = np.asarray(labels)
+        if wanted.ndim != 2:
+            raise ShapeError(f"count_labels: labels has shape {wanted.shape}, expected (batch, time)")
+        return int((wanted[:, 1:] != IGNORED).sum())
 
     def generate(
         self,
@@ -187,7 +190,7 @@ class Llama(Module):
     def _adapter(self, name: str | None) -> Any:
         if name is None:
             return nullcontext()
-        if self.adapter_choice is None or not any(
+        if not isinstance(name, str) or self.adapter_choice is None or not any(
             isinstance(m, Linear) and name in m.adapters for _, m in self.named_modules()
         ):
             raise AdapterError(f"adapters: the model has no adapter named {name!r}; add or load it first")
@@ -209,7 +212,14 @@ class Llama(Module):
                 f"(batch, {past} cached + {ids.shape[1]} new positions)"
             )
         if position_ids is not None:
-            positions = np.broadcast_to(np.asarray(position_ids), ids.shape)
+            positions = np.asarray(position_ids)
+            fitting = ids.shape, (1, ids.shape[1]), ids.shape[1:]
+            if positions.dtype.kind not in "iu" or positions.shape not in fitting:
+                raise ShapeError(
+                    f"model: position_ids has shape {positions.shape}, dtype {positions.dtype}; "
+                    f"expected integers {ids.shape} (batch, time)"
+                )
+            positions = np.broadcast_to(positions, ids.shape)
         elif mask is None:
             positions = np.broadcast_to(np.arange(past, past + ids.shape[1]), ids.shape)
         else:
