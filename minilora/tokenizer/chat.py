@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add
     """
     template, variables = _request(tokenizer, messages, add_generation_prompt)
     chars = _alphabet(tokenizer.special_tokens)
-    base = _unused_private(len(chars), [template, repr(variables), *tokenizer.special_tokens])
+    base = _unused_private(len(chars), [template, json.dumps(variables, ensure_ascii=False), *tokenizer.special_tokens])
     text, marked = render(template, variables, {"chars": chars, "base": base}, tokenizer.name)
     if marked.translate(mark_tables(chars, base)[1]) != text:
         raise ConfigError(

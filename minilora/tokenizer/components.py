@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from minilora.errors import FormatError
 from minilora.tokenizer.patterns import check_regex
+from minilora.tokenizer.vocabulary import MAX_TOKEN
 
 # Each list leaves out what is not needed for language models and sentence encoders, or cannot be bounded:
 # normalizers Precompiled and Nmt (opaque tables), decoder CTC (speech).
@@ -29,7 +30,6 @@ ALLOWED = {
 }  # fmt: skip
 MAX_COMPONENTS = 32
 MAX_ID = 1 << 22  # ids of the largest vocabularies end near 2^18
-MAX_TOKEN = 4096  # characters
 MAX_GROWTH = 64  # times that all steps of a normalizer or decoder may lengthen a text
 MAX_PIECES = 64  # of a post-processing template
 

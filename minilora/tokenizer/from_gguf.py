@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from minilora.errors import FormatError
 from minilora.formats.gguf import open_gguf
+from minilora.tokenizer.bpe import LLAMA3, byte_level_bpe, sentencepiece_bpe
 from minilora.tokenizer.library import import_tokenizers, library_errors
 from minilora.tokenizer.tokenizer import Tokenizer
-from minilora.tokenizer.vocabulary import MAX_TEMPLATE, end_of_turn, lost_bytes
+from minilora.tokenizer.vocabulary import MAX_TEMPLATE, MAX_TOKEN, end_of_turn, lost_bytes
 
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # token types of llama.h
-
-# llama.cpp's names for what splits a text before BPE (llama-vocab.cpp), by the rule they stand for.
-_GPT2 = ("gpt-2", "phi-2", "jina-en", "jina-es", "jina-de", "jina-v2-code", "roberta-bpe", "olmo", "mpt")
-_DIGITS_GPT2 = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-_LLAMA3 = ("llama3", "llama-v3", "llama-bpe")
-_QWEN2 = ("qwen2", "deepseek-r1-qwen")
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # token types of llama.h
 
 
 def tokenizer_from_gguf(path: str | os.PathLike[str]) -> Tokenizer:
@@ -36,28 +28,49 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], name: str) -> Tokenizer
     kind = fields.get("model", str)
     if kind is None:
         raise FormatError(f"{name}: no tokenizer.ggml.model, so the file carries no tokenizer")
-    if kind != "gpt2":
+    if kind not in ("gpt2", "llama"):
         raise FormatError(
-            f"{name}: tokenizer.ggml.model is {kind!r}; built from GGUF is only 'gpt2', byte-level BPE\n"
-            "  use the model's folder, with its tokenizer.json"
+            f"{name}: tokenizer.ggml.model is {kind!r}; known are 'gpt2' (byte-level BPE) and 'llama' "
+            "(SentencePiece BPE)\n  use the model's folder, with its tokenizer.json"
         )
     tokens = fields.strings("tokens")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         twice = next(token for i, token in enumerate(tokens) if vocabulary[token] != i)
-        raise FormatError(f"{name}: tokenizer.ggml.tokens holds {twice!r} twice; tokens must be unique")
-    types = fields.get("token_type", list) or [1] * len(tokens)
-    if len(types) != len(tokens):
-        raise FormatError(f"{name}: tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens")
-    pre = fields.get("pre", str) or "gpt-2"
-    rust = _byte_level_bpe(vocabulary, _merges(fields), pre, name)
+        raise FormatError(f"{name}: tokenizer.ggml.tokens holds {twice[:80]!r} twice; tokens must be unique")
+    longest = max(map(len, tokens))
+    if longest > MAX_TOKEN:
+        raise FormatError(f"{name}: tokenizer.ggml.tokens holds one of {longest} characters; the limit is {MAX_TOKEN}")
+    types = fields.per_token("token_type", len(tokens)) or [_NORMAL] * len(tokens)
+    if kind == "gpt2":
+        rust = byte_level_bpe(vocabulary, _merges(fields), fields.get("pre", str) or "gpt-2", name)
+        lost = lost_bytes(vocabulary)
+    else:
+        rust, lost = _sentencepiece(fields, vocabulary, types), b""
     with library_errors(name):
         rust.add_special_tokens(_added(tokens, types, (_UNKNOWN, _CONTROL), special=True))
         rust.add_tokens(_added(tokens, types, (_USER_DEFINED,), special=False))
-    return _finish(rust, fields, tokens, types, pre)
+    return _finish(rust, fields, tokens, types, lost)
 
 
-def _finish(rust: Any, fields: _Fields, tokens: list[str], types: list[Any], pre: str) -> Tokenizer:
+def _sentencepiece(fields: _Fields, vocabulary: dict[str, int], types: list[Any]) -> Any:
+    scores = fields.per_token("scores", len(vocabulary))
+    if not scores or not all(isinstance(score, float) and math.isfinite(score) for score in scores):
+        raise FormatError(f"{fields.name}: tokenizer.ggml.scores must hold a finite number for each token")
+    unknown = fields.token_id("unknown_token_id", len(vocabulary))
+    tokens = list(vocabulary)
+    prefix = fields.get("add_space_prefix", bool)
+    return sentencepiece_bpe(
+        vocabulary,
+        scores,
+        frozenset(token for token, i in vocabulary.items() if types[i] == _NORMAL),
+        None if unknown is None else tokens[unknown],
+        True if prefix is None else prefix,
+        fields.name,
+    )
+
+
+def _finish(rust: Any, fields: _Fields, tokens: list[str], types: list[Any], lost: bytes) -> Tokenizer:
     ids = {role: fields.token_id(f"{role}_token_id", len(tokens)) for role in ("bos", "eos", "eot", "eom")}
     ids["unk"] = fields.token_id("unknown_token_id", len(tokens))
     ids["pad"] = fields.token_id("padding_token_id", len(tokens))
@@ -69,7 +82,8 @@ def _finish(rust: Any, fields: _Fields, tokens: list[str], types: list[Any], pre
         )
     add_bos = fields.get("add_bos_token", bool)
     if add_bos is None:
-        add_bos = pre in _LLAMA3  # as llama.cpp decides for files that do not say
+        # As llama.cpp decides for files that do not say.
+        add_bos = fields.get("model", str) == "llama" or fields.get("pre", str) in LLAMA3
     return Tokenizer(
         rust,
         fields.name,
@@ -82,7 +96,7 @@ def _finish(rust: Any, fields: _Fields, tokens: list[str], types: list[Any], pre
         },
         prefix=[ids["bos"]] if add_bos and ids["bos"] is not None else [],
         suffix=[ids["eos"]] if fields.get("add_eos_token", bool) and ids["eos"] is not None else [],
-        lost_bytes=lost_bytes(rust.get_vocab(with_added_tokens=False).keys()),
+        lost_bytes=lost,
     )
 
 
@@ -101,10 +115,16 @@ class _Fields:
     def strings(self, key: str) -> list[str]:
         values = self.get(key, list)
         if not values:
-            raise FormatError(f"{self.name}: no tokenizer.ggml.{key}; 'gpt2' tokenizers need tokens and merges")
+            raise FormatError(f"{self.name}: no tokenizer.ggml.{key}, which its kind of tokenizer needs")
         if not all(isinstance(value, str) for value in values):
             raise FormatError(f"{self.name}: tokenizer.ggml.{key} must be an array of strings")
         return list(values)
+
+    def per_token(self, key: str, count: int) -> list[Any] | None:
+        values: list[Any] | None = self.get(key, list)
+        if values is not None and len(values) != count:
+            raise FormatError(f"{self.name}: tokenizer.ggml.{key} has {len(values)} entries for {count} tokens")
+        return values
 
     def token_id(self, key: str, count: int) -> int | None:
         value: int | None = self.get(key, int)
@@ -124,40 +144,6 @@ def _merges(fields: _Fields) -> list[tuple[str, str]]:
             )
         pairs.append((left, right))
     return pairs
-
-
-def _byte_level_bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]], pre: str, name: str) -> Any:
-    library = import_tokenizers()
-    split = library.pre_tokenizers
-    normalizer = None
-    if pre in _GPT2:
-        rule = split.ByteLevel(add_prefix_space=False, use_regex=True)
-    elif pre in _DIGITS_GPT2:
-        rule = split.Sequence(
-            [split.Digits(individual_digits=True), split.ByteLevel(add_prefix_space=False, use_regex=True)]
-        )
-    elif pre in _LLAMA3 or pre in _QWEN2:
-        words = _WORDS.replace("NUMBER", r"\p{N}{1,3}" if pre in _LLAMA3 else r"\p{N}")
-        rule = split.Sequence(
-            [
-                split.Split(library.Regex(words), "isolated"),
-                split.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        normalizer = library.normalizers.NFC() if pre in _QWEN2 else None
-    else:
-        known = ", ".join((*_GPT2, *_DIGITS_GPT2, *_LLAMA3, *_QWEN2))
-        raise FormatError(
-            f"{name}: tokenizer.ggml.pre is {pre!r}, a way to split text that is not known here\n"
-            f"  known: {known}\n  use the model's folder, with its tokenizer.json"
-        )
-    with library_errors(f"{name}: tokenizer.ggml.merges"):
-        rust = library.Tokenizer(library.models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _LLAMA3))
-    rust.pre_tokenizer = rule
-    if normalizer is not None:
-        rust.normalizer = normalizer
-    rust.decoder = library.decoders.ByteLevel()
-    return rust
 
 
 def _added(tokens: list[str], types: list[Any], kinds: tuple[int, ...], special: bool) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 MAX_TEMPLATE = 256 << 10  # characters of a chat template; the longest in use have some 30,000
+MAX_TOKEN = 4096  # characters of one token; runs of spaces are the longest in use
 
 # Control tokens that end a turn or a text in the models that have them (llama.cpp, llama-vocab.cpp).
 END_OF_TURN = (
