@@ -14,7 +14,7 @@ from pathlib import Path
 from minilora.errors import MiniloraError
 
 _PREFIX, _SUFFIX = ".minilora-", ".tmp"
-_PIECE = 8 << 20        # bytes a call of write() gets, so that Ctrl-C is heard on a slow disk
+_PIECE = 8 << 20  # bytes a call of write() gets, so that Ctrl-C is heard on a slow disk
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
 
 
@@ -29,7 +29,7 @@ def write_atomically(path: str | os.PathLike[str], chunks: Iterable[bytes | memo
     Raises MiniloraError when the system refuses (disk full, no permission, not a regular file).
     """
     target = Path(os.path.realpath(path))
-    with contextlib.suppress(OSError):      # absent is fine, and what else is wrong open() will say
+    with contextlib.suppress(OSError):  # absent is fine, and what else is wrong open() will say
         if not stat.S_ISREG(target.stat().st_mode):
             kind = "a folder" if target.is_dir() else "not a regular file"
             raise MiniloraError(f"{path}: cannot write: this is {kind}; choose another name")
@@ -41,7 +41,7 @@ def write_atomically(path: str | os.PathLike[str], chunks: Iterable[bytes | memo
             descriptor = os.open(temporary, flags, 0o666)
         except OSError as error:
             raise _refusal(path, error) from error
-        for chunk in chunks:                # outside the handlers: an OSError of the producer is its own
+        for chunk in chunks:  # outside the handlers: an OSError of the producer is its own
             _write_all(path, descriptor, chunk)
         try:
             os.fsync(descriptor)
@@ -78,19 +78,19 @@ def remove_stale_temporaries(folder: str | os.PathLike[str], *, age: float = 360
 
 def _write_all(path: str | os.PathLike[str], descriptor: int, chunk: bytes | memoryview) -> None:
     view = memoryview(chunk)
-    if view.nbytes == 0:                    # an empty view cannot be cast
+    if view.nbytes == 0:  # an empty view cannot be cast
         return
     view = view.cast("B")
     try:
         while view:
             # A write may be short: at a limit, on a full disk, after a signal.
-            view = view[os.write(descriptor, view[:_PIECE]):]
+            view = view[os.write(descriptor, view[:_PIECE]) :]
     except OSError as error:
         raise _refusal(path, error) from error
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":                     # folders cannot be opened there; NTFS journals the rename
+    if os.name == "nt":  # folders cannot be opened there; NTFS journals the rename
         return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -118,4 +118,5 @@ def _refusal(path: str | os.PathLike[str], error: OSError) -> MiniloraError:
     }
     cure = cures.get(error.errno or 0, "check the disk and the folder")
     return MiniloraError(
-        f"{path}: cannot write: {error.strerror or error}; {cure}.  What was there before is unchanged.")
+        f"{path}: cannot write: {error.strerror or error}; {cure}.  What was there before is unchanged."
+    )

@@ -51,7 +51,8 @@ class GGUFFile:
         if tensor.storage not in STORAGES:
             raise FormatError(
                 f"{self.path}: tensor {printable(name)} is stored as {tensor.storage}, which minilora cannot decode; "
-                f"expected one of {', '.join(STORAGES)}; convert the model to one of these")
+                f"expected one of {', '.join(STORAGES)}; convert the model to one of these"
+            )
         if tensor.storage == "f32":
             view = np.frombuffer(self._data, "<f4", tensor.nbytes // 4, tensor.begin).reshape(tensor.shape)
             return np.require(view, np.float32, "A")
@@ -64,7 +65,8 @@ class GGUFFile:
             shown = ", ".join(printable(known) for known in list(self.tensors)[:5])
             raise FormatError(
                 f"{self.path}: no tensor {printable(name)}; the file holds {len(self.tensors)}: {shown}"
-                f"{', ...' if len(self.tensors) > 5 else ''}") from None
+                f"{', ...' if len(self.tensors) > 5 else ''}"
+            ) from None
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:

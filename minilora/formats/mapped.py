@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minilora.errors import FormatError, MiniloraError
 
-_SHOWN = 80     # characters of a stranger's text that an error message repeats
+_SHOWN = 80  # characters of a stranger's text that an error message repeats
 
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap:

@@ -63,7 +63,8 @@ def dequantize(blocks: Bytes, storage: str) -> Floats:
     if blocks.dtype != np.uint8 or blocks.ndim != 2 or blocks.shape[1] % layout.nbytes:
         raise ShapeError(
             f"dequantize: blocks are {blocks.dtype} {blocks.shape}; "
-            f"expected uint8 (rows, bytes), with a multiple of {layout.nbytes} bytes a row for {storage}")
+            f"expected uint8 (rows, bytes), with a multiple of {layout.nbytes} bytes a row for {storage}"
+        )
     rows, columns = blocks.shape[0], blocks.shape[1] // layout.nbytes * layout.block
     flat = np.ascontiguousarray(blocks).reshape(-1, layout.nbytes)
     out = np.empty((flat.shape[0], layout.block), np.float32)
@@ -75,6 +76,7 @@ def dequantize(blocks: Bytes, storage: str) -> Floats:
 
 
 # --- Each decoder reads (n, nbytes) bytes and fills (n, block) floats. ---
+
 
 def _f32(raw: Bytes, out: Floats) -> None:
     out[...] = raw.view("<f4")
@@ -203,6 +205,15 @@ def _scale_and_shift(out: Floats, q: Bytes, scale: Floats, shift: Floats) -> Non
 
 
 _DECODERS: dict[str, Callable[[Bytes, Any], None]] = {
-    "f32": _f32, "f16": _f16, "bf16": _bf16, "q8_0": _q8_0, "q4_0": _q4_0, "q4_1": _q4_1,
-    "q5_0": _q5_0, "q5_1": _q5_1, "q4_k": _q4_k, "q5_k": _q5_k, "q6_k": _q6_k,
+    "f32": _f32,
+    "f16": _f16,
+    "bf16": _bf16,
+    "q8_0": _q8_0,
+    "q4_0": _q4_0,
+    "q4_1": _q4_1,
+    "q5_0": _q5_0,
+    "q5_1": _q5_1,
+    "q4_k": _q4_k,
+    "q5_k": _q5_k,
+    "q6_k": _q6_k,
 }

@@ -18,17 +18,34 @@ from minilora.errors import FormatError, MiniloraError
 from minilora.formats.atomic import write_atomically
 from minilora.formats.mapped import map_file, printable, read_file
 
-MAX_HEADER = 100_000_000        # bytes, the format's own limit
-MAX_DIMS = 64                   # NumPy's limit
+MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_DIMS = 64  # NumPy's limit
 
 # Every dtype of the format, narrowest first: name -> (bits an element, NumPy's little-endian equal).
 # Files are sorted by this order, widest first.  bfloat16 is stored as its bits.
 DTYPES: dict[str, tuple[int, str | None]] = {
-    "BOOL": (8, "|b1"), "F4": (4, None), "F6_E2M3": (6, None), "F6_E3M2": (6, None),
-    "U8": (8, "|u1"), "I8": (8, "|i1"), "F8_E5M2": (8, None), "F8_E4M3": (8, None), "F8_E8M0": (8, None),
-    "F8_E4M3FNUZ": (8, None), "F8_E5M2FNUZ": (8, None), "I16": (16, "<i2"), "U16": (16, "<u2"),
-    "F16": (16, "<f2"), "BF16": (16, "<u2"), "I32": (32, "<i4"), "U32": (32, "<u4"), "F32": (32, "<f4"),
-    "C64": (64, "<c8"), "F64": (64, "<f8"), "I64": (64, "<i8"), "U64": (64, "<u8"),
+    "BOOL": (8, "|b1"),
+    "F4": (4, None),
+    "F6_E2M3": (6, None),
+    "F6_E3M2": (6, None),
+    "U8": (8, "|u1"),
+    "I8": (8, "|i1"),
+    "F8_E5M2": (8, None),
+    "F8_E4M3": (8, None),
+    "F8_E8M0": (8, None),
+    "F8_E4M3FNUZ": (8, None),
+    "F8_E5M2FNUZ": (8, None),
+    "I16": (16, "<i2"),
+    "U16": (16, "<u2"),
+    "F16": (16, "<f2"),
+    "BF16": (16, "<u2"),
+    "I32": (32, "<i4"),
+    "U32": (32, "<u4"),
+    "F32": (32, "<f4"),
+    "C64": (64, "<c8"),
+    "F64": (64, "<f8"),
+    "I64": (64, "<i8"),
+    "U64": (64, "<u8"),
 }
 _RANK = {name: rank for rank, name in enumerate(DTYPES)}
 _NAME_OF = {np.dtype(code): name for name, (_, code) in DTYPES.items() if code and name != "BF16"}
@@ -39,7 +56,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class TensorInfo:
     """One entry of a header; the tensor's bytes are ``begin`` to ``end`` of the file."""
 
-    dtype: str                  # the format's name, such as "F32" or "BF16"
+    dtype: str  # the format's name, such as "F32" or "BF16"
     shape: tuple[int, ...]
     begin: int
     end: int
@@ -68,7 +85,8 @@ class SafetensorsFile:
         if code is None:
             raise FormatError(
                 f"{self.path}: tensor {printable(name)} has dtype {info.dtype}, which minilora cannot compute with; "
-                f"expected one of {', '.join(sorted(set(_NAME_OF.values()) | {'BF16'}))}; convert the file first")
+                f"expected one of {', '.join(sorted(set(_NAME_OF.values()) | {'BF16'}))}; convert the file first"
+            )
         count = (info.end - info.begin) * 8 // bits
         # An empty tensor at the very end of the file has no byte that frombuffer could point to.
         flat = np.frombuffer(self._data, code, count, info.begin) if count else np.empty(0, code)
@@ -82,7 +100,7 @@ class SafetensorsFile:
         dtype = self.tensors[name].dtype
         if dtype == "BF16":
             return (view.astype(np.uint32) << 16).view(np.float32)
-        if dtype == "BOOL":     # a byte of 2 is true, but NumPy must not see it as a bool
+        if dtype == "BOOL":  # a byte of 2 is true, but NumPy must not see it as a bool
             return view.view(np.uint8) != 0
         return np.require(view, view.dtype.newbyteorder("="), "A")
 
@@ -92,7 +110,8 @@ class SafetensorsFile:
         except KeyError:
             raise FormatError(
                 f"{self.path}: no tensor {printable(name)}; the file holds {len(self.tensors)}: "
-                f"{_listing(self.tensors)}") from None
+                f"{_listing(self.tensors)}"
+            ) from None
 
 
 def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
@@ -139,7 +158,8 @@ def write_safetensors(
         if dtype is None:
             raise MiniloraError(
                 f"{path}: tensor {printable(str(name))} has dtype {array.dtype}, which safetensors cannot hold; "
-                f"convert it first, for example with .astype(np.float32)")
+                f"convert it first, for example with .astype(np.float32)"
+            )
         if name == "__metadata__":
             raise MiniloraError(f"{path}: a tensor may not be named '__metadata__'; rename it")
         _check_text(path, name, "a tensor's name")
@@ -167,7 +187,7 @@ def write_safetensors(
 
 def _chunks(header: bytes, entries: list[tuple[str, str, npt.NDArray[Any]]]) -> Iterator[bytes | memoryview]:
     yield len(header).to_bytes(8, "little") + header
-    for dtype, _, array in entries:     # one contiguous copy at a time, and none where it already is one
+    for dtype, _, array in entries:  # one contiguous copy at a time, and none where it already is one
         yield np.asarray(array, DTYPES[dtype][1], order="C").reshape(-1).view(np.uint8).data
 
 
@@ -183,6 +203,7 @@ def _listing(names: Mapping[str, object]) -> str:
 
 # --- The header.  Each check is a rule of the format; together they leave one reading of every byte. ---
 
+
 def _parse(path: str, data: mmap.mmap | bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     size = len(data)
     if size < 8:
@@ -190,11 +211,13 @@ def _parse(path: str, data: mmap.mmap | bytes) -> tuple[dict[str, str], dict[str
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER:
         raise FormatError(
-            f"{path}: header length is {length} bytes, expected at most {MAX_HEADER}; this is no safetensors file")
+            f"{path}: header length is {length} bytes, expected at most {MAX_HEADER}; this is no safetensors file"
+        )
     start = 8 + length
     if start > size:
         raise FormatError(
-            f"{path}: header length is {length} bytes, but only {size - 8} follow; the file is cut short or damaged")
+            f"{path}: header length is {length} bytes, but only {size - 8} follow; the file is cut short or damaged"
+        )
     header = _load_json(path, data[8:start])
 
     metadata = header.pop("__metadata__", None)
@@ -214,22 +237,26 @@ def _parse(path: str, data: mmap.mmap | bytes) -> tuple[dict[str, str], dict[str
             fault = "overlaps the one before it" if info.begin < expected else "leaves a hole before it"
             raise FormatError(
                 f"{path}: tensor {printable(name)} begins at {info.begin - start} and {fault}, "
-                f"expected {expected - start}")
+                f"expected {expected - start}"
+            )
         expected = info.end
     if expected != size:
         fault = "the file is cut short" if expected > size else "the rest belongs to no tensor"
         raise FormatError(
-            f"{path}: tensors end at byte {expected}, but the file has {size}: {fault}; fetch or save it again")
+            f"{path}: tensors end at byte {expected}, but the file has {size}: {fault}; fetch or save it again"
+        )
     return metadata, tensors
 
 
 def _load_json(path: str, raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise FormatError(
-            f"{path}: header begins with {printable(raw[:1])}, expected '{{'; this is no safetensors file")
+            f"{path}: header begins with {printable(raw[:1])}, expected '{{'; this is no safetensors file"
+        )
     if not raw.rstrip(b" ").endswith(b"}"):
         raise FormatError(
-            f"{path}: header ends with {printable(raw[-8:])}, expected '}}' and nothing after it but spaces")
+            f"{path}: header ends with {printable(raw[-8:])}, expected '}}' and nothing after it but spaces"
+        )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -241,7 +268,7 @@ def _load_json(path: str, raw: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         where = f"character {error.pos} of the header"
         raise FormatError(f"{path}: header is not JSON: {error.msg} at {where}; the file is damaged") from None
-    except ValueError as error:     # of the hooks below
+    except ValueError as error:  # of the hooks below
         raise FormatError(f"{path}: header {error}; the file is damaged") from None
     if not isinstance(header, dict):
         raise FormatError(f"{path}: header is {_show(header)}, expected a JSON object")
@@ -287,7 +314,8 @@ def _entry(path: str, name: str, entry: Any, start: int) -> TensorInfo:
     if (end - begin) * 8 != want:
         raise FormatError(
             f"{where}: data_offsets {_show(offsets)} hold {end - begin} bytes, "
-            f"but {dtype} of shape {_show(shape)} takes {want / 8:.15g}")
+            f"but {dtype} of shape {_show(shape)} takes {want / 8:.15g}"
+        )
     return TensorInfo(dtype, tuple(shape), start + begin, start + end)
 
 
