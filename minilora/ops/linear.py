@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from minilora import kernels
@@ -45,8 +46,8 @@ def _linear_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array 
 def _linear_kernel(
     x: Array, W: Array | FrozenWeight, bias: Array | None = None, *, need: tuple[bool, ...]
 ) -> tuple[Array, Any]:
-    flat = rows(x)
-    y, _ = kernels.lora_forward(flat, dense(W), None, None, bias, 1.0)
+    flat = packed(x)
+    y, _ = kernels.lora_forward(flat, dense(W), None, None, None if bias is None else np.ascontiguousarray(bias), 1.0)
     return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] else None, W)
 
 
@@ -56,7 +57,8 @@ def _linear_kernel_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple
     grad_x = None
     if need[0]:
         wanted = (True, False, False)
-        grad_x, _, _ = kernels.lora_backward(rows(grad), None, None, dense(W), None, None, 1.0, wanted)
+        grad_x = kernels.lora_backward(packed(grad), None, None, dense(W), None, None, 1.0, wanted)[0]
+        assert grad_x is not None
         grad_x = grad_x.reshape(*grad.shape[:-1], W.shape[0])
     return grad_x, *_linear_vjp(grad, saved, (False, *need[1:]))[1:]
 
@@ -66,6 +68,12 @@ def rows(x: Array) -> Array:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
+def packed(x: Array) -> Array:
+    """x (*, D) as a C-contiguous matrix (M, D), as the kernel takes it; a view where it is one."""
+    return np.ascontiguousarray(rows(x))
+
+
 def dense(W: Array | FrozenWeight) -> Array:
-    """The floating-point matrix of W (K, N); a view where it is stored so."""
-    return W.dequantize() if isinstance(W, FrozenWeight) else W
+    """The floating-point matrix of W (K, N) in C or Fortran order; a view where it is stored so."""
+    matrix = W.dequantize() if isinstance(W, FrozenWeight) else W
+    return matrix if matrix.flags.forc else np.ascontiguousarray(matrix)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from minilora import kernels
 from minilora.autograd import op
 from minilora.kernels.frozen import FrozenWeight
-from minilora.ops.linear import dense, rows
+from minilora.ops.linear import dense, packed, rows
 
 Array = NDArray[Any]
 
@@ -69,7 +70,8 @@ def _lora_matmul_vjp(grad: Array, saved: Any, need: tuple[bool, ...], *, scale: 
 def _lora_matmul_kernel(
     x: Array, W: Any, A: Array, B: Array, scale: float = 1.0, bias: Array | None = None, *, need: tuple[bool, ...]
 ) -> tuple[Array, Any]:
-    flat = rows(x)
+    flat, A, B = packed(x), packed(A), packed(B)
+    bias = None if bias is None else np.ascontiguousarray(bias)
     y, hidden = kernels.lora_forward(flat, dense(W), A, B, bias, scale)
     return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] or need[2] else None, W, A, B, hidden)
 
@@ -79,7 +81,7 @@ def _lora_matmul_kernel_vjp(
     grad: Array, saved: Any, need: tuple[bool, ...], *, scale: float
 ) -> tuple[Array | None, ...]:
     x, W, A, B, hidden = saved
-    flat = rows(grad)
+    flat = packed(grad)
     grad_x, grad_A, grad_B = kernels.lora_backward(flat, x, hidden, dense(W), A, B, scale, (need[0], need[2], need[3]))
     if grad_x is not None:
         grad_x = grad_x.reshape(*grad.shape[:-1], grad_x.shape[-1])
