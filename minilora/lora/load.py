@@ -36,7 +36,7 @@ _MOST_ROWS = 12  # lines of a table of complaints
 _OTHERS = {
     "lora_magnitude_vector": "DoRA is not supported yet",
     "lora_embedding": "adapters of embeddings are not supported yet",
-    "base_layer.": "trained biases are not supported yet",
+    "base_layer.bias": "trained biases are not supported yet",
     "lora_A.weight": "only adapters of Linear layers, with two axes, are supported",
     "lora_B.weight": "only adapters of Linear layers, with two axes, are supported",
 }
@@ -85,7 +85,7 @@ def load_adapter(
         model=describe(model),
         used=tuple(tensor_name(at, part) for at in targets for part in "AB"),
         missing=(),
-        unused=(),
+        unused=tuple(_base_copies(file, targets)),
         layers=tuple(layers),
         base=base,
         metadata={key[len(NOTE) :]: text for key, text in file.metadata.items() if key.startswith(NOTE)},
@@ -114,7 +114,10 @@ def _check_tensors(model: Module, file: PeftAdapter, config: LoraConfig, targets
             misfits += [
                 _Misfit(tensor_name(at, part), f"file {_in_file(array)}", reason) for part, array in parts.items()
             ]
+    copies = _base_copies(file, targets)
     for tensor, array in file.others.items():
+        if tensor in copies:
+            continue
         reason = next((text for key, text in _OTHERS.items() if key in tensor), "no tensor of a LoRA adapter")
         misfits.append(_Misfit(tensor, f"file {array.shape}", reason))
     if not misfits:
@@ -158,6 +161,12 @@ def _misfits(at: str, parts: Mapping[str, NDArray[Any]], rank: int, layer: Linea
     if not found and change_norm(parts["A"], parts["B"]) > float(np.finfo(np.float32).max):
         found.append(_Misfit(tensor_name(at, "B"), "A · B overflows float32", "wanted finite numbers"))
     return found
+
+
+def _base_copies(file: PeftAdapter, targets: Mapping[str, Linear]) -> list[str]:
+    """Names of copies of base weights: PEFT adds one for an adapted output head. They are not needed."""
+    wanted = {f"base_model.model.{at}.base_layer.weight": layer.weight.shape[::-1] for at, layer in targets.items()}
+    return [tensor for tensor, array in file.others.items() if wanted.get(tensor) == array.shape]
 
 
 def _in_file(array: NDArray[Any]) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ class Receipt:
 
     used       names of tensors that were loaded
     missing    names that the model or the settings ask for and the file lacks
-    unused     names that the file holds and nothing asks for
+    unused     names that the file holds and nothing asks for, such as a copy of a base weight
     layers     one LayerReceipt for each adapted layer
     effective  whether the adapter changes anything
     base       how the model's weights compare with those it was trained on

@@ -324,6 +324,14 @@ def test_a_wrong_dtype_is_refused(tiny, folder, dtype):
 # --- Beyond the thirteen. ---
 
 
+def test_a_copy_of_a_base_weight_is_left_unused_if_it_has_the_right_shape(tiny, folder):
+    name = f"base_model.model.{Q0}.base_layer.weight"
+    edit_tensors(folder, lambda t: t.update({name: np.ones((6, 6), np.float32)}))
+    assert load_adapter(tiny(), folder).unused == (name,)
+    edit_tensors(folder, lambda t: t.update({name: np.ones((7, 6), np.float32)}))
+    assert f"  {name}   file (7, 6)   no tensor of a LoRA adapter\n" in refused(tiny(), folder)
+
+
 def test_half_precision_files_become_float32(tiny, folder, x):
     edit_tensors(folder, lambda t: t.update({name: array.astype(np.float16) for name, array in t.items()}))
     model = tiny()
