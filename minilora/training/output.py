@@ -1,16 +1,20 @@
-"""The output folder of a run: refused unless empty, metrics.jsonl line by line, errors with a way out."""
+"""The output folder of a run: refused unless empty, the adapter saved whole, metrics line by line."""
 
 from __future__ import annotations
 
-import errno
+import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from minilora.autograd import Tensor
 from minilora.errors import ConfigError, MiniloraError
+from minilora.training.events import Evaluated, Event, Saved, Step
 
 
 def prepare_folder(path: str | Path) -> Path:
@@ -23,39 +27,86 @@ def prepare_folder(path: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         found = sorted(os.listdir(folder))
     except OSError as error:
-        raise ConfigError(f"--out {folder}: cannot be made an output folder: {error.strerror}") from None
+        raise ConfigError(f"{folder}: cannot be the output folder: {error.strerror}") from None
     if found:
         shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise ConfigError(
-            f"--out {folder}: not empty ({shown}); a run never writes over another: give a new folder or "
-            "remove this one"
+            f"{folder}: the output folder is not empty ({shown}); a run never writes over another: "
+            "name a new folder, or remove this one"
         )
     return folder
 
 
-@contextmanager
-def saving(what: str | Path, kept: str) -> Iterator[None]:
-    """Turn an OSError while writing ``what`` into one sentence that says what is ``kept`` all the same."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        way_out = "free some space" if full else "see that the folder can be written"
-        raise MiniloraError(f"{what}: cannot be written: {error.strerror}\n  {kept}; {way_out}") from error
+class LastGood:
+    """The last weights known to be good, in memory, and the last save, on disk.
+
+    params  the trained tensors, in a fixed order
+    write   saves the adapter as it is now
+    """
+
+    def __init__(self, params: Sequence[Tensor], write: Callable[[Path], None], folder: Path | None) -> None:
+        self._params, self._write, self.folder = params, write, folder
+        self._copies: list[NDArray[Any]] = [param.data.copy() for param in params]
+        self.step = 0
+        self.saved: int | None = None
+
+    def remember(self, step: int) -> None:
+        """Keep the weights as they are: after ``step`` steps, and they gave a finite loss."""
+        for copy, param in zip(self._copies, self._params, strict=True):
+            np.copyto(copy, param.data)
+        self.step = step
+
+    def finite(self) -> bool:
+        """Whether every weight is a finite number in float32, which is what is saved."""
+        largest = np.finfo(np.float32).max
+        return all(bool((np.abs(param.data) <= largest).all()) for param in self._params)
+
+    def save(self, step: int) -> Saved:
+        """Write the adapter of ``step`` steps over the last one; raises MiniloraError, which stays then."""
+        assert self.folder is not None
+        try:
+            self._write(self.folder)
+        except MiniloraError as error:
+            raise MiniloraError(f"after step {step}: {error}\n  {self.kept()}") from error
+        self.saved = step
+        return Saved(step, str(self.folder))
+
+    def give_up(self, found: str, cure: str) -> MiniloraError:
+        """Put the last good weights back, see that no later ones are on disk, and return the error."""
+        for copy, param in zip(self._copies, self._params, strict=True):
+            param.data[...] = copy
+        if self.folder is not None and self.step > 0 and (self.saved is None or self.saved > self.step):
+            self.save(self.step)
+        return MiniloraError(f"training stopped: {found}\n  {self.kept()}; {cure}")
+
+    def kept(self) -> str:
+        """What is on disk, in a clause."""
+        if self.saved is None:
+            return "no adapter is saved"
+        return f"the adapter of step {self.saved} is in {self.folder}"
 
 
 class MetricsFile:
-    """A JSONL file to which whole lines are appended, each on disk's side of this process at once."""
+    """metrics.jsonl: one object for each step and each held-out loss, handed to the system at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - it lives as long as the run
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one object; raises OSError."""
-        rest = memoryview(json.dumps(record).encode() + b"\n")
-        while rest:  # a raw write may be short
-            rest = rest[self._file.write(rest) or 0 :]
+    def write(self, event: Event) -> None:
+        """Append a line for a Step or an Evaluated; other events have none. Raises MiniloraError."""
+        if isinstance(event, Step):
+            line: Mapping[str, Any] = dataclasses.asdict(event)
+        elif isinstance(event, Evaluated):
+            line = {"eval_" + k if k == "loss" else k: v for k, v in dataclasses.asdict(event).items()}
+        else:
+            return
+        rest = memoryview(json.dumps(line).encode() + b"\n")
+        try:
+            while rest:  # a write may be short
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError as error:
+            raise MiniloraError(f"{self.path}: cannot be written: {error.strerror}; free some space") from error
 
     def close(self) -> None:
         self._file.close()
