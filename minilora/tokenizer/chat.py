@@ -67,6 +67,8 @@ def _request(
         )
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise ConfigError(f"messages must be a list of objects, found {type(messages).__name__}")
+    if not messages:
+        raise ConfigError("messages is empty: a chat needs at least one")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise ConfigError(
