@@ -4,12 +4,6 @@
 #include <stdint.h>
 #ifdef _OPENMP
 #include <omp.h>
-#define PRAGMA(text) _Pragma(#text)
-#define TEAM(threads) PRAGMA(omp parallel num_threads(threads))
-#define BARRIER PRAGMA(omp barrier)
-#else
-#define TEAM(threads) (void)(threads);
-#define BARRIER
 #endif
 
 /* Below this many multiply-adds, each float of W counted 16 times more for its reading, entering a parallel
@@ -20,7 +14,7 @@ enum { ALIGN = 64 };
 
 /* The pieces of a workspace. */
 typedef struct {
-    float *turned_a;            /* A^T (r, k) */
+    float *turned_a;            /* A^T (r, k): with it x . A finds its terms side by side, and grad_h . A^T its rows */
     float *grad_h;              /* grad . B^T (m, r) */
     float *turned_grad_a;       /* grad_A^T (r, k) */
     float *scratch;             /* SCRATCH floats for each thread */
@@ -47,28 +41,21 @@ static parts_of_workspace cut(void *workspace, ptrdiff_t m, ptrdiff_t k, ptrdiff
     };
 }
 
+/* A lone thread enters no parallel region at all. */
 static int team_size(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads)
 {
     const double work = (double)(m + 16) * ((double)n * (double)k + (double)r * (double)(n + k));
     return work < SERIAL_WORK || n_threads < 1 ? 1 : n_threads;
 }
 
-/* Which of how many threads this is. */
-static int team_part(void)
+/* Wait for the team, of which a lone thread knows nothing. */
+static void meet(int parts)
 {
+    (void)parts;
 #ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-static int team_parts(void)
-{
-#ifdef _OPENMP
-    return omp_get_num_threads();
-#else
-    return 1;
+    if (parts > 1) {
+#pragma omp barrier
+    }
 #endif
 }
 
@@ -77,12 +64,14 @@ static void compute_share(const product *p, int part, int parts, float *scratch)
     minilora_product(p, minilora_share(p, part, parts), scratch);
 }
 
-/* This thread's columns of A^T (r, k): with it, x . A has its terms side by side in both, and grad_h . A^T
- * its rows. */
-static void turn_a(float *turned_a, const float *a, ptrdiff_t k, ptrdiff_t r, int part, int parts)
+static void forward_share(const product *down, const product *whole, float *scratch, int part, int parts)
 {
-    const ptrdiff_t k0 = part * k / parts, k1 = (part + 1) * k / parts;
-    minilora_transpose(turned_a + k0, k, a + k0 * r, r, k1 - k0, r);
+    scratch += part * round_up(SCRATCH);
+    if (down->n > 0) {
+        compute_share(down, part, parts, scratch);
+        meet(parts);
+    }
+    compute_share(whole, part, parts, scratch);
 }
 
 void minilora_lora_forward_f32(float *restrict y, float *restrict hidden,
@@ -102,20 +91,19 @@ void minilora_lora_forward_f32(float *restrict y, float *restrict hidden,
         .first = {{x, k, 0}, {w, transposed ? k : n, transposed}, k, 1.0f},
         .second = {{hidden, r, 0}, {b, n, 0}, r, scale},
     };
+    const int threads = team_size(m, n, k, r, n_threads);
+    (void)threads;
     if (m == 0)
         return;
-    TEAM(team_size(m, n, k, r, n_threads))
-    {
-        const int part = team_part(), parts = team_parts();
-        float *const scratch = space.scratch + part * round_up(SCRATCH);
-        if (r > 0) {
-            turn_a(space.turned_a, a, k, r, part, parts);
-            BARRIER
-            compute_share(&down, part, parts, scratch);
-            BARRIER
-        }
-        compute_share(&whole, part, parts, scratch);
+    minilora_transpose(space.turned_a, k, a, r, k, r);
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        forward_share(&down, &whole, space.scratch, omp_get_thread_num(), omp_get_num_threads());
+        return;
     }
+#endif
+    forward_share(&down, &whole, space.scratch, 0, 1);
 }
 
 /* grad_A (k, r) = x^T . grad_h, computed as its transpose: only so is the long side contiguous. */
@@ -128,6 +116,23 @@ static void grad_a_share(float *grad_a, const product *turned, int part, int par
         minilora_transpose(mine, k, out, r, cols, rows);
     minilora_product(turned, share, scratch);
     minilora_transpose(out, r, mine, k, rows, cols);
+}
+
+/* Each product where its output is wanted; grad_h first, since two of the others read all of it. */
+static void backward_share(const product *up, const product *whole, const product *turned_grad_a, float *grad_a,
+                           const product *whole_grad_b, float *scratch, int part, int parts)
+{
+    scratch += part * round_up(SCRATCH);
+    if (up->n > 0 && (whole->c || grad_a)) {
+        compute_share(up, part, parts, scratch);
+        meet(parts);
+    }
+    if (up->n > 0 && grad_a)
+        grad_a_share(grad_a, turned_grad_a, part, parts, scratch);
+    if (up->n > 0 && whole_grad_b->c)
+        compute_share(whole_grad_b, part, parts, scratch);
+    if (whole->c)
+        compute_share(whole, part, parts, scratch);
 }
 
 void minilora_lora_backward_f32(float *restrict grad_x, float *restrict grad_a, float *restrict grad_b,
@@ -156,21 +161,17 @@ void minilora_lora_backward_f32(float *restrict grad_x, float *restrict grad_a, 
         .c = grad_b, .accumulate = accumulate, .m = r, .n = n,
         .first = {{hidden, r, 1}, {grad, n, 0}, m, scale},
     };
-    TEAM(team_size(m, n, k, r, n_threads))
-    {
-        const int part = team_part(), parts = team_parts();
-        float *const scratch = space.scratch + part * round_up(SCRATCH);
-        if (r > 0 && (grad_x || grad_a)) {
-            if (grad_x)
-                turn_a(space.turned_a, a, k, r, part, parts);
-            compute_share(&up, part, parts, scratch);
-            BARRIER
-        }
-        if (r > 0 && grad_a)
-            grad_a_share(grad_a, &turned_grad_a, part, parts, scratch);
-        if (r > 0 && grad_b)
-            compute_share(&whole_grad_b, part, parts, scratch);
-        if (grad_x)
-            compute_share(&whole, part, parts, scratch);
+    const int threads = team_size(m, n, k, r, n_threads);
+    (void)threads;
+    if (grad_x)
+        minilora_transpose(space.turned_a, k, a, r, k, r);
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        backward_share(&up, &whole, &turned_grad_a, grad_a, &whole_grad_b, space.scratch, omp_get_thread_num(),
+                       omp_get_num_threads());
+        return;
     }
+#endif
+    backward_share(&up, &whole, &turned_grad_a, grad_a, &whole_grad_b, space.scratch, 0, 1);
 }

@@ -66,22 +66,19 @@ def workspace_bytes(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_th
     return minilora_lora_workspace_f32(m, n, k, r, n_threads)
 
 
-cdef const float *start(const float[:, ::1] array) noexcept:
+cdef inline const float *start(const float[:, ::1] array) noexcept:
     """The first element's address; NULL for None and for an empty array, whose &array[0, 0] is not valid."""
-    if array is None or array.shape[0] == 0 or array.shape[1] == 0:
-        return NULL
-    return &array[0, 0]
+    return NULL if array is None or array.shape[0] == 0 or array.shape[1] == 0 else &array[0, 0]
 
 
-cdef float *start_of_output(float[:, ::1] array) noexcept:
-    if array is None or array.shape[0] == 0 or array.shape[1] == 0:
-        return NULL
-    return &array[0, 0]
+cdef inline float *start_of_output(float[:, ::1] array) noexcept:
+    return NULL if array is None or array.shape[0] == 0 or array.shape[1] == 0 else &array[0, 0]
 
 
-cdef int expect(str op, str name, const float[:, ::1] array, ptrdiff_t rows, ptrdiff_t cols, str axes) except -1:
-    if array is not None and (array.shape[0] != rows or array.shape[1] != cols):
-        raise ShapeError(f"{op}: {name} is ({array.shape[0]}, {array.shape[1]}), need {axes} = ({rows}, {cols})")
+cdef inline int expect(str op, str name, ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t need_rows, ptrdiff_t need_cols,
+                       str axes) except -1:
+    if rows != need_rows or cols != need_cols:
+        raise ShapeError(f"{op}: {name} is ({rows}, {cols}), need {axes} = ({need_rows}, {need_cols})")
     return 0
 
 
@@ -106,11 +103,17 @@ def lora_forward(float[:, ::1] y not None, float[:, ::1] hidden, const float[:, 
         raise ValueError("lora_forward: a, b and hidden go together")
     if a is not None:
         r = a.shape[1]
-    expect("lora_forward", "w", w, n if w_is_nk else k, k if w_is_nk else n, "(N, K)" if w_is_nk else "(K, N)")
-    expect("lora_forward", "a", a, k, r, "(K, R)")
-    expect("lora_forward", "b", b, r, n, "(R, N)")
-    expect("lora_forward", "y", y, m, n, "(M, N)")
-    expect("lora_forward", "hidden", hidden, m, r, "(M, R)")
+    if w_is_nk:
+        expect("lora_forward", "w", w.shape[0], w.shape[1], n, k, "(N, K)")
+    else:
+        expect("lora_forward", "w", w.shape[0], w.shape[1], k, n, "(K, N)")
+    if a is not None:
+        expect("lora_forward", "a", a.shape[0], a.shape[1], k, r, "(K, R)")
+    if b is not None:
+        expect("lora_forward", "b", b.shape[0], b.shape[1], r, n, "(R, N)")
+    expect("lora_forward", "y", y.shape[0], y.shape[1], m, n, "(M, N)")
+    if hidden is not None:
+        expect("lora_forward", "hidden", hidden.shape[0], hidden.shape[1], m, r, "(M, R)")
     if bias is not None and bias.shape[0] != n:
         raise ShapeError(f"lora_forward: bias is ({bias.shape[0]},), need (N,) = ({n},)")
     expect_workspace("lora_forward", workspace, m, n, k, r, n_threads)
@@ -143,14 +146,24 @@ def lora_backward(float[:, ::1] grad_x, float[:, ::1] grad_a, float[:, ::1] grad
         r = a.shape[1]
     if (grad_a is not None and x is None) or (grad_b is not None and hidden is None):
         raise ValueError("lora_backward: grad_a needs x, and grad_b needs hidden")
-    expect("lora_backward", "w", w, n if w_is_nk else k, k if w_is_nk else n, "(N, K)" if w_is_nk else "(K, N)")
-    expect("lora_backward", "x", x, m, k, "(M, K)")
-    expect("lora_backward", "hidden", hidden, m, r, "(M, R)")
-    expect("lora_backward", "a", a, k, r, "(K, R)")
-    expect("lora_backward", "b", b, r, n, "(R, N)")
-    expect("lora_backward", "grad_x", grad_x, m, k, "(M, K)")
-    expect("lora_backward", "grad_a", grad_a, k, r, "(K, R)")
-    expect("lora_backward", "grad_b", grad_b, r, n, "(R, N)")
+    if w_is_nk:
+        expect("lora_backward", "w", w.shape[0], w.shape[1], n, k, "(N, K)")
+    else:
+        expect("lora_backward", "w", w.shape[0], w.shape[1], k, n, "(K, N)")
+    if x is not None:
+        expect("lora_backward", "x", x.shape[0], x.shape[1], m, k, "(M, K)")
+    if hidden is not None:
+        expect("lora_backward", "hidden", hidden.shape[0], hidden.shape[1], m, r, "(M, R)")
+    if a is not None:
+        expect("lora_backward", "a", a.shape[0], a.shape[1], k, r, "(K, R)")
+    if b is not None:
+        expect("lora_backward", "b", b.shape[0], b.shape[1], r, n, "(R, N)")
+    if grad_x is not None:
+        expect("lora_backward", "grad_x", grad_x.shape[0], grad_x.shape[1], m, k, "(M, K)")
+    if grad_a is not None:
+        expect("lora_backward", "grad_a", grad_a.shape[0], grad_a.shape[1], k, r, "(K, R)")
+    if grad_b is not None:
+        expect("lora_backward", "grad_b", grad_b.shape[0], grad_b.shape[1], r, n, "(R, N)")
     expect_workspace("lora_backward", workspace, m, n, k, r, n_threads)
     cdef float *grad_x0 = start_of_output(grad_x)
     cdef float *grad_a0 = start_of_output(grad_a)
