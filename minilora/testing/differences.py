@@ -21,6 +21,7 @@ from minilora.testing import tolerance
 Array = NDArray[Any]
 STEPS = (1e-4, 1e-5, 1e-6)
 CERTIFIED = 1e-4  # largest disagreement of two steps, relative to the terms, that is believed
+NOISE = 32 * float(np.finfo(np.float64).eps)
 ELEMENTWISE = 16  # an operand with at most so many elements is also checked element by element
 
 
@@ -47,17 +48,22 @@ class Slope:
         return self.truncation + self.rounding
 
 
-def slope(moved: Callable[[float], Sequence[Array]], cotangents: Sequence[Array]) -> Slope:
-    """Estimate the slope at 0 of sum(cotangents · moved(s)); stops at the first step that is good enough."""
+def slope(
+    moved: Callable[[float], Sequence[Array]], cotangents: Sequence[Array], noisy: Callable[[float], Sequence[Array]]
+) -> Slope:
+    """Estimate the slope at 0 of sum(cotangents · moved(s)); stops at the first step that is good enough.
+
+    noisy  the same function of operands that are off by a relative NOISE, which is how rounding acts
+    """
     found = []
     for step in STEPS:
         ahead, behind, half_ahead, half_behind = (moved(s * step) for s in (1, -1, 0.5, -0.5))
         value = truncation = rounding = terms = 0.0
-        for g, a, b, ha, hb in zip(cotangents, ahead, behind, half_ahead, half_behind, strict=True):
+        for g, a, b, ha, hb, n in zip(cotangents, ahead, behind, half_ahead, half_behind, noisy(step), strict=True):
             wide, fine = (a - b) / (2 * step), (ha - hb) / step
             value += float(np.sum(g * (4 * fine - wide))) / 3  # Richardson: the error of order h² cancels
             truncation += float(np.sum(np.abs(g * (fine - wide))))
-            rounding += 8 * float(np.finfo(np.float64).eps * np.sum(np.abs(g * a))) / step
+            rounding += float(np.sum(np.abs(g * (a - n))) + NOISE / 4 * np.sum(np.abs(g * a))) / step
             terms += float(np.sum(np.abs(g * fine)))
         found.append(Slope(value, truncation, rounding, terms))
         if found[-1].error <= tolerance.GRADIENT * terms:
@@ -88,7 +94,12 @@ def assert_gradient(
         def moved(s: float, v: Array = v) -> Sequence[Array]:
             return function(*arrays[:index], _read_only(x + s * v), *arrays[index + 1 :])
 
-        want = slope(moved, cotangents)
+        def noisy(s: float, v: Array = v) -> Sequence[Array]:
+            near = [_jittered(a, NOISE, rng) for a in arrays]
+            near[index] = _jittered(x + s * v, NOISE, rng)
+            return function(*near)
+
+        want = slope(moved, cotangents, noisy)
         assert np.isfinite(want.value), f"{where}: the function is not finite near this point"
         got = float(np.sum(gradient * v))
         terms = want.terms + float(np.sum(np.abs(gradient * v)))
@@ -131,11 +142,17 @@ def movement(
             continue
         largest = max(largest, float(np.abs(x).max()))
         for _ in range(probes):
-            by = rng.uniform(0.5, 1, x.shape) * rng.choice([-1.0, 1.0], x.shape)
-            there = function(*arrays[:i], _read_only(x * (1 + step * by)), *arrays[i + 1 :])
+            there = function(*arrays[:i], _jittered(x, step, rng), *arrays[i + 1 :])
             moves = (np.abs(t - b).max(initial=0.0) for t, b in zip(there, base, strict=True))
             size = max(size, float(max(moves, default=0.0)) / step)
     return size * largest
+
+
+def _jittered(array: Any, by: float, rng: np.random.Generator) -> Any:
+    """A real array with every element moved by a relative ``by`` or up to half as much, either way."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        return array
+    return _read_only(array * (1 + by * rng.uniform(0.5, 1, array.shape) * rng.choice([-1.0, 1.0], array.shape)))
 
 
 def _read_only(array: Any) -> Array:

@@ -44,6 +44,13 @@ def gradient_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
         where = f"{call.op.name}: gradient for {call.names[i]}"
         assert parts[i] is not None, f"{where} is missing"
         assert_gradient(_outputs(call), call.arrays, i, np.asarray(parts[i]), grads, rng, tally, where)
+    for factor in (2.0**-40, 2.0**20):  # a power of two rounds nothing, so this holds to the bit
+        scaled = call.vjp([frozen(factor * g) for g in grads], saved)
+        for i in call.real:
+            assert _same((factor * np.asarray(parts[i]),), (scaled[i],)), (
+                f"{call.op.name}: gradient for {call.names[i]} is not linear: cotangents times {factor:.0e} "
+                "give another multiple"
+            )
 
 
 def need_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
