@@ -78,7 +78,7 @@ class Signature:
             if operand.kind == "real" and isinstance(array, int | float):  # promotes weakly, as in NumPy
                 array = np.float64(array)
             dtype = getattr(array, "dtype", None) or np.asarray(array).dtype
-            if dtype.kind not in _KINDS[operand.kind]:
+            if dtype.kind not in _KINDS[operand.kind] or (dtype.kind == "f" and dtype.itemsize not in (4, 8)):
                 raise ShapeError(
                     f"{op}: {operand.name} has dtype {dtype}, expected {_wanted(operand.kind)}\n  signature: {self}"
                 )
