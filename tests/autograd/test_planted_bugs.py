@@ -218,8 +218,6 @@ def forward_with_warning(x, w):
 def inexact_forward(x, w):
     y, saved = good_forward(x, w)
     return y + y.dtype.type(1e-3 if y.dtype == np.float32 else 0), saved
-        y.dtype
-    ), saved
 
 
 BAD_FORWARDS = {
