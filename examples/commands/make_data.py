@@ -3,8 +3,9 @@
     python examples/commands/make_data.py                    # rewrites the files beside this script
     python examples/commands/make_data.py --out /tmp/mine --train 800 --seed 7
 
-Three files: train.jsonl, and two held-out ones, valid.jsonl (for the loss during training) and
-test.jsonl (for the score). Each line is {"prompt": "Request: ...\\nCommand:", "completion": " {...}"}.
+Four files: train.jsonl; two held-out ones, valid.jsonl (for the loss during training) and test.jsonl
+(for the score); and instructions.txt, the schema with three training examples, to put before a request
+for a model without training. Each line is {"prompt": "Request: ...\\nCommand:", "completion": " {...}"}.
 
 The held-out files share no phrase and no slot value with the training file: every intent has two
 lists of phrases and every slot two lists of values, and a line draws both from one side. The same
@@ -337,9 +338,7 @@ NAMES: dict[str, tuple[list[str], list[str]]] = {
             Union City, Berlin, Madrid, Tokyo, Oslo
             """
         ),
-        _names(
-            "London, Boston, Texas, Italy, Japan, Egypt, Canada, Fort Worth, Oxford, Madison, Little Rock"
-        ),
+        _names("London, Boston, Texas, Italy, Japan, Egypt, Canada, Fort Worth, Oxford, Madison, Little Rock"),
     ),
     "title": (
         _names(
@@ -357,9 +356,7 @@ NAMES: dict[str, tuple[list[str], list[str]]] = {
             staff lunch, dance class, swimming, tennis
             """
         ),
-        _names(
-            "book club, movie night, flight, fire drill, photo shoot, bank visit, board meeting, job fair"
-        ),
+        _names("book club, movie night, flight, fire drill, photo shoot, bank visit, board meeting, job fair"),
     ),
     "month": (
         _names("January, March, April, May, July, August, October, December"),
@@ -373,9 +370,7 @@ def _numbers(rng: random.Random) -> dict[str, tuple[list[Any], list[Any]]]:
     """Return the values of times, durations, levels and days: (for training, held out)."""
     # Whole hours are what people mostly ask for, so they come four times as often.
     minutes = [0] * 4 + list(range(5, 60, 5))
-    clock = [
-        f"{hour}:{minute:02d} {half}" for half in ("am", "pm") for hour in range(1, 13) for minute in minutes
-    ]
+    clock = [f"{hour}:{minute:02d} {half}" for half in ("am", "pm") for hour in range(1, 13) for minute in minutes]
     split = {}
     for kind, pool in {"clock": clock, "minutes": list(range(2, 91)), "level": list(range(1, 100))}.items():
         held_out = set(_shuffled(sorted(set(pool), key=str), rng)[: len(set(pool)) // 4])
@@ -426,9 +421,7 @@ def example(intent: str, phrase: str, values: dict[str, Any], rng: random.Random
     return {"prompt": f"Request: {request}\nCommand:", "completion": " " + json.dumps(command)}
 
 
-def write_examples(
-    count: int, side: int, numbers: dict[str, Any], rng: random.Random, seen: set[str]
-) -> list[str]:
+def write_examples(count: int, side: int, numbers: dict[str, Any], rng: random.Random, seen: set[str]) -> list[str]:
     """Return ``count`` JSON lines of one side (0: training, 1: held out), none of them in ``seen``.
 
     Intents and phrases take turns, so that each appears as often as its siblings.
@@ -463,16 +456,12 @@ def instructions(lines: list[str]) -> str:
         shown.setdefault(json.loads(line["completion"])["intent"], line["prompt"] + line["completion"])
     keys = [f"{intent}: {', '.join(slots)}" for intent, slots in SCHEMA.items()]
     examples = [shown[intent] for intent in ("set_light", "send_message", "add_event")]
-    return "\n".join(
-        ["Turn each request into a JSON command. Intents and their keys:", *keys, "", *examples, ""]
-    )
+    return "\n".join(["Turn each request into a JSON command. Intents and their keys:", *keys, "", *examples, ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write train.jsonl, valid.jsonl and test.jsonl.")
-    parser.add_argument(
-        "--out", type=Path, default=HERE, help="folder to write to (default: beside this script)"
-    )
+    parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: beside this script)")
     parser.add_argument("--train", type=int, default=512, help="training examples (default 512)")
     parser.add_argument("--valid", type=int, default=32, help="held-out examples for the loss (default 32)")
     parser.add_argument("--test", type=int, default=120, help="held-out examples for the score (default 120)")

@@ -45,9 +45,7 @@ class TrainingBatches:
     ``state_dict`` is the place of the next batch; loading it goes on with exactly that batch.
     """
 
-    def __init__(
-        self, examples: Sequence[Example], *, batch_size: int, seed: int = 0, pad_token_id: int = 0
-    ) -> None:
+    def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int = 0, pad_token_id: int = 0) -> None:
         _check(examples, batch_size)
         if not 0 <= seed < 2**64:
             raise ConfigError(f"seed is {seed}; it must lie in 0 .. 2**64 - 1")
@@ -114,9 +112,7 @@ class TrainingBatches:
         return [batches[i] for i in np.argsort(philox.random_raw(len(batches)), kind="stable")]
 
 
-def evaluation_batches(
-    examples: Sequence[Example], *, batch_size: int, pad_token_id: int = 0
-) -> Iterator[Batch]:
+def evaluation_batches(examples: Sequence[Example], *, batch_size: int, pad_token_id: int = 0) -> Iterator[Batch]:
     """Yield every example once, shortest first: always the same batches, nearly without padding."""
     _check(examples, batch_size)
     for rows in rows_by_length([len(example) for example in examples], batch_size):
@@ -128,17 +124,13 @@ def rows_by_length(lengths: Sequence[int], batch_size: int) -> list[NDArray[np.i
     return _by_length(np.asarray(lengths, dtype=np.int64), np.arange(len(lengths)), batch_size)
 
 
-def left_pad(
-    prompts: Sequence[Sequence[int]], pad_token_id: int = 0
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def left_pad(prompts: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Pad prompts on the left, so that all of them end where generation begins.
 
     Returns ids (B, T) and attention_mask (B, T), False where padded.
     """
     if not all(len(prompt) for prompt in prompts):
-        raise ConfigError(
-            f"prompt {[len(p) for p in prompts].index(0)} has no tokens; give each at least one"
-        )
+        raise ConfigError(f"prompt {[len(p) for p in prompts].index(0)} has no tokens; give each at least one")
     width = max((len(prompt) for prompt in prompts), default=0)
     ids = np.full((len(prompts), width), pad_token_id, dtype=np.int64)
     mask = np.zeros(ids.shape, dtype=np.bool_)
@@ -148,9 +140,7 @@ def left_pad(
     return ids, mask
 
 
-def _by_length(
-    lengths: NDArray[np.int64], rows: NDArray[np.int64], batch_size: int
-) -> list[NDArray[np.int64]]:
+def _by_length(lengths: NDArray[np.int64], rows: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
     rows = rows[np.argsort(lengths[rows], kind="stable")]
     return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
 

@@ -89,9 +89,7 @@ class Dataset:
         return said
 
 
-def encode_examples(
-    records: Sequence[Record], tokenizer: TokenizerLike, *, max_length: int | None = None
-) -> Dataset:
+def encode_examples(records: Sequence[Record], tokenizer: TokenizerLike, *, max_length: int | None = None) -> Dataset:
     """Encode records and mark the tokens to learn: all of a text, a completion, the assistant's turns.
 
     The end token counts too, so that the model learns to stop. Strings are taken literally;
@@ -101,9 +99,7 @@ def encode_examples(
     FormatError for a record that the chat template cannot render.
     """
     if max_length is not None and max_length < 2:
-        raise ConfigError(
-            f"max_length is {max_length}; an example needs at least 2 tokens, one to predict the next"
-        )
+        raise ConfigError(f"max_length is {max_length}; an example needs at least 2 tokens, one to predict the next")
     if not records:
         raise ConfigError("there are no records to encode; give at least one example")
     examples: list[Example] = []
@@ -164,9 +160,7 @@ def _encode_messages(fields: dict[str, Any], tokenizer: TokenizerLike) -> tuple[
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        asked = list(
-            tokenizer.apply_chat_template(messages[:turn], tokenize=True, add_generation_prompt=True)
-        )
+        asked = list(tokenizer.apply_chat_template(messages[:turn], tokenize=True, add_generation_prompt=True))
         answered = list(tokenizer.apply_chat_template(messages[: turn + 1], tokenize=True))
         if ids[: len(answered)] != answered or answered[: len(asked)] != asked:
             raise FormatError(
@@ -185,9 +179,7 @@ def _encode_messages(fields: dict[str, Any], tokenizer: TokenizerLike) -> tuple[
 
 def _end_token(tokenizer: TokenizerLike) -> int:
     if tokenizer.eos_token_id is None:
-        raise FormatError(
-            "the tokenizer names no end token (eos_token_id), so the model could not learn to stop"
-        )
+        raise FormatError("the tokenizer names no end token (eos_token_id), so the model could not learn to stop")
     return tokenizer.eos_token_id
 
 

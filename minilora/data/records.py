@@ -64,9 +64,7 @@ def read_examples(path: str | Path) -> list[Record]:
                     if record:
                         records.append(record)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}; give the path of a JSONL file"
-        ) from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give the path of a JSONL file") from error
     if problems:
         raise FormatError(complaint(str(path), problems, WANTED))
     if not records:

@@ -43,9 +43,7 @@ def assert_holds(batch: Batch, examples: list[Example]) -> None:
         bool,
     )
     assert batch.input_ids.shape == batch.labels.shape == batch.attention_mask.shape
-    for row, ids, labels, mask in zip(
-        batch.rows, batch.input_ids, batch.labels, batch.attention_mask, strict=True
-    ):
+    for row, ids, labels, mask in zip(batch.rows, batch.input_ids, batch.labels, batch.attention_mask, strict=True):
         example = examples[row]
         n = len(example)
         assert np.array_equal(ids[:n], example.input_ids)

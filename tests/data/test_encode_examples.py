@@ -82,9 +82,7 @@ def test_a_tokenizer_that_would_join_prompt_and_completion_is_not_given_the_chan
         """Has one token for "ab", as a BPE vocabulary may."""
 
         def encode(self, text: str, parse_special: bool = True) -> list[int]:
-            return [
-                300 if part == "ab" else ord(part) for part in text.replace("ab", "|ab|").split("|") if part
-            ]
+            return [300 if part == "ab" else ord(part) for part in text.replace("ab", "|ab|").split("|") if part]
 
     assert Joining().encode("ab", parse_special=False) == [300]
     (example,) = encode_examples([pair("a", "b")], Joining()).examples
@@ -92,24 +90,16 @@ def test_a_tokenizer_that_would_join_prompt_and_completion_is_not_given_the_chan
 
 
 def test_every_turn_of_the_assistant_counts_up_to_its_end_token_and_nothing_else() -> None:
-    record = chat(
-        ("system", "be"), ("user", "hi"), ("assistant", "yo"), ("user", "bye"), ("assistant", "ciao")
-    )
+    record = chat(("system", "be"), ("user", "hi"), ("assistant", "yo"), ("user", "bye"), ("assistant", "ciao"))
     assert counted(record) == [*b"yo", END, *b"ciao", END]
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text("ab\n", min_size=1)), max_size=6
-    )
-)
+@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text("ab\n", min_size=1)), max_size=6))
 def test_the_tokens_counted_in_a_conversation_are_what_the_assistant_said(
     turns: list[tuple[str, str]],
 ) -> None:
     turns = [*turns, ("assistant", "x")]
-    assert counted(chat(*turns)) == [
-        i for role, c in turns if role == "assistant" for i in [*c.encode(), END]
-    ]
+    assert counted(chat(*turns)) == [i for role, c in turns if role == "assistant" for i in [*c.encode(), END]]
 
 
 class RewritingTokenizer(ByteTokenizer):
@@ -149,9 +139,7 @@ class RefusingTokenizer(ByteTokenizer):
         ),
     ],
 )
-def test_a_template_whose_answers_cannot_be_told_apart_is_refused(
-    tokenizer: ByteTokenizer, words: str
-) -> None:
+def test_a_template_whose_answers_cannot_be_told_apart_is_refused(tokenizer: ByteTokenizer, words: str) -> None:
     with pytest.raises(FormatError) as error:
         encode_examples([chat(("assistant", "a"), ("user", "b"), ("assistant", "c"))], tokenizer)
     assert str(error.value).startswith(words)

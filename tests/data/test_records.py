@@ -94,9 +94,7 @@ def test_a_bad_line_is_named_and_the_wanted_form_told(file: Path, line: bytes, w
 
 def test_kinds_do_not_mix_in_one_file(file: Path) -> None:
     file.write_bytes(GOOD + b'{"text": "a"}\n')
-    with pytest.raises(
-        FormatError, match=r"train.jsonl:2: holds 'text', but .*:1 holds 'prompt' and 'completion'"
-    ):
+    with pytest.raises(FormatError, match=r"train.jsonl:2: holds 'text', but .*:1 holds 'prompt' and 'completion'"):
         read_examples(file)
 
 
@@ -111,9 +109,7 @@ def test_many_bad_lines_are_counted_and_the_first_five_shown(file: Path) -> None
 
 
 def test_a_missing_file_a_folder_and_an_empty_file_are_told_apart(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"train.jsonl: cannot be read: No such file or directory; give the path"
-    ):
+    with pytest.raises(ConfigError, match=r"train.jsonl: cannot be read: No such file or directory; give the path"):
         read_examples(file)
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_examples(tmp_path)
@@ -122,24 +118,15 @@ def test_a_missing_file_a_folder_and_an_empty_file_are_told_apart(file: Path, tm
         read_examples(file)
 
 
-def test_an_absurdly_long_line_is_refused_before_it_is_read_whole(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_absurdly_long_line_is_refused_before_it_is_read_whole(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "MAX_LINE_BYTES", 1 << 20)
     file.write_bytes(GOOD + b'{"text": "' + b"a" * (1 << 21) + b'"}\n' + b"oops\n")
-    with pytest.raises(
-        FormatError, match=r"^\S*train.jsonl:2: longer than 1 MiB, not read any further; each line"
-    ):
+    with pytest.raises(FormatError, match=r"^\S*train.jsonl:2: longer than 1 MiB, not read any further; each line"):
         read_examples(file)
 
 
-@given(
-    st.binary(max_size=60)
-    | st.from_regex(rb'\{"(text|messages|prompt)": ?[\[{"\\a-z:,}\]]*\}', fullmatch=True)
-)
-def test_any_bytes_give_records_or_a_minilora_error(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes
-) -> None:
+@given(st.binary(max_size=60) | st.from_regex(rb'\{"(text|messages|prompt)": ?[\[{"\\a-z:,}\]]*\}', fullmatch=True))
+def test_any_bytes_give_records_or_a_minilora_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(data)
     try:

@@ -87,9 +87,7 @@ def shared(train: list[Line], held_out: list[Line]) -> list[str]:
     """Say everything that held-out lines have in common with training lines."""
     phrases = {skeleton(line) for line in train}
     values = {(slot, value) for line in train for slot, value in slots(line)}
-    value_words = {
-        word for line in train for slot, value in slots(line) if slot != "time" for word in words(value)
-    }
+    value_words = {word for line in train for slot, value in slots(line) if slot != "time" for word in words(value)}
     requests = [request.lower() for request, _ in train]
     everything = "\n".join(requests)
     found = []
@@ -184,9 +182,7 @@ def test_no_request_comes_twice(train: list[Line]) -> None:
         ("{request} today", {"intent": "x"}, "request: "),
     ],
 )
-def test_a_planted_overlap_is_found(
-    train: list[Line], request_: str, command: dict[str, Any], finds: str
-) -> None:
+def test_a_planted_overlap_is_found(train: list[Line], request_: str, command: dict[str, Any], finds: str) -> None:
     for slot in ("level", "time"):
         if f"{{{slot}}}" in request_:
             command = {**command, slot: next(c[slot] for _, c in train if slot in c)}
