@@ -136,14 +136,13 @@ def test_empty_and_single_shapes(storage, rows, blocks):
 @pytest.mark.parametrize("storage", [name for name in STORAGES if name.startswith("q")])
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf])
 def test_a_scale_of_nan_or_infinity_passes_without_a_warning(storage, scale):
-    raw = random_bytes(2, 1, storage)
+    raw = random_bytes(1, 1, storage)
     at = 208 if storage == "q6_k" else 0
     raw[0, at : at + 2] = np.array([scale], "<f2").view(np.uint8)
-    raw[1, :4] = raw[1, 208:210] = 0 if storage == "q6_k" else raw[1, 208:210]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         got = dequantize(raw, storage)
-    assert not np.isfinite(got[0]).all()
+    assert not np.isfinite(got).all()
 
 
 @pytest.mark.parametrize("storage", ["q4_1", "q5_1", "q6_k"])
