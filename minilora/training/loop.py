@@ -129,10 +129,14 @@ def parts_of(batch: Batch, size: int) -> list[Batch]:
     for start in range(0, len(batch.rows), size):
         rows = slice(start, start + size)
         width = int(batch.attention_mask[rows].sum(axis=1).max())
-        ids, labels, mask = (
-            array[rows, :width] for array in (batch.input_ids, batch.labels, batch.attention_mask)
+        parts.append(
+            Batch(
+                batch.input_ids[rows, :width],
+                batch.labels[rows, :width],
+                batch.attention_mask[rows, :width],
+                batch.rows[rows],
+            )
         )
-        parts.append(Batch(ids, labels, mask, batch.rows[rows]))
     return parts
 
 
