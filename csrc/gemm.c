@@ -102,13 +102,20 @@ static void copy_tile(float *tile_a, const product *p, ptrdiff_t i, ptrdiff_t ro
                   k1 - p->first.k, p->second.scale);
 }
 
+/* Rows of a tile: as many as fit, but 8 rows as 4 + 4 and not as 6 + 2, since a low tile has too few sums in
+ * flight to hide the time of one. */
+static ptrdiff_t tile_height(const product *p)
+{
+    return p->m ? ceil_div(p->m, ceil_div(p->m, TILE_ROWS)) : 1;
+}
+
 /* Terms [k0, k1) for one rectangle at most BLOCK_N wide.  Read in place (direct), they come from one segment. */
 static void block(const product *p, rect where, ptrdiff_t k0, ptrdiff_t k1, int direct, int go_on, float *scratch)
 {
     float *const tile_a = scratch, *const panels = scratch + TILE_ROWS * TILE_STRIDE;
     const ptrdiff_t depth = k1 - k0, panel_size = depth * TILE_COLS;
     const ptrdiff_t whole = where.j1 - (where.j1 - where.j0) % TILE_COLS;
-    const ptrdiff_t start_stride = go_on ? p->n : 0;
+    const ptrdiff_t start_stride = go_on ? p->n : 0, height = tile_height(p);
     const segment *const source = k0 < p->first.k ? &p->first : &p->second;
     const float *in_place = NULL;
 
@@ -118,8 +125,8 @@ static void block(const product *p, rect where, ptrdiff_t k0, ptrdiff_t k1, int 
         minilora_pack_panel(panels + (j - where.j0) / TILE_COLS * panel_size, p, k0, k1, j,
                             smaller(TILE_COLS, where.j1 - j));
 
-    for (ptrdiff_t i = where.i0; i < where.i1; i += TILE_ROWS) {
-        const ptrdiff_t rows = smaller(TILE_ROWS, where.i1 - i);
+    for (ptrdiff_t i = where.i0; i < where.i1; i += height) {
+        const ptrdiff_t rows = smaller(height, where.i1 - i);
         copy_tile(tile_a, p, i, rows, k0, k1);
         for (ptrdiff_t j = where.j0; j < where.j1; j += TILE_COLS) {
             float *const c = p->c + i * p->n + j;
@@ -167,7 +174,7 @@ static int is_dot(const product *p)
 
 rect minilora_share(const product *p, int part, int parts)
 {
-    const ptrdiff_t height = few_rows(p) ? (p->m ? p->m : 1) : is_dot(p) ? DOT_ROWS : TILE_ROWS;
+    const ptrdiff_t height = few_rows(p) ? (p->m ? p->m : 1) : is_dot(p) ? DOT_ROWS : tile_height(p);
     const ptrdiff_t row_units = ceil_div(p->m, height), col_units = ceil_div(p->n, TILE_COLS);
     /* A grid of row_parts x col_parts threads.  A share costs its number of tiles, and for each of its panels
      * the packing, which takes about as long as two tiles. */

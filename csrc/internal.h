@@ -48,10 +48,11 @@ enum {
     TILE_STRIDE = BLOCK_K + 16,
     /* Unpacked right-hand sides are walked this many rows at a time: long enough to pay for loading
      * and storing the tile, short enough for the hardware to prefetch each row. */
-    DIRECT_K = 32,
-    /* Up to so many rows, packing W costs more than it saves. */
+    DIRECT_K = 64,
+    /* Up to so many rows, packing the right-hand side costs more than it saves: where its rows are contiguous,
+     * and where its columns are (dot.c). */
     DIRECT_M = 16,
-    DOT_M = 12,
+    DOT_M = 48,
     /* Up to so many columns, a product of many rows is a set of dot products: a tile would be mostly
      * padding. */
     NARROW_N = 16,
