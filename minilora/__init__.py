@@ -4,27 +4,51 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from minilora import generate, nn, ops, optim
+from minilora import generate, nn, ops, optim, training
 from minilora.autograd import Tensor, no_grad, tensor
 from minilora.errors import AdapterError, ConfigError, FormatError, MiniloraError, ShapeError
-from minilora.kernels import FrozenWeight
+from minilora.kernels import FrozenWeight, get_include, set_num_threads
+from minilora.lora import (
+    LoraConfig,
+    adapter_parameters,
+    adapters_disabled,
+    add_adapter,
+    load_adapter,
+    save_adapter,
+    set_adapter,
+)
 from minilora.models import load_model
 from minilora.ops import lora_matmul
+from minilora.tokenizer import load_tokenizer
+from minilora.training import TrainConfig, train
 
 __all__ = [
     "AdapterError",
     "ConfigError",
     "FormatError",
     "FrozenWeight",
+    "LoraConfig",
     "MiniloraError",
     "ShapeError",
     "Tensor",
+    "TrainConfig",
+    "adapter_parameters",
+    "adapters_disabled",
+    "add_adapter",
     "generate",
+    "get_include",
+    "load_adapter",
     "load_model",
+    "load_tokenizer",
     "lora_matmul",
     "nn",
     "no_grad",
     "ops",
     "optim",
+    "save_adapter",
+    "set_adapter",
+    "set_num_threads",
     "tensor",
+    "train",
+    "training",
 ]

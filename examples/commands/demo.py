@@ -55,7 +55,7 @@ def run(model: Any, tokenizer: Any, path: Path, args: argparse.Namespace) -> int
     test = read_examples(HERE / "test.jsonl")[: args.requests]
     config = TrainConfig(steps=args.steps, batch_size=8, lr=1e-3, r=8, lora_alpha=16, seed=args.seed)
     train, valid = (
-        encode_examples(read_examples(HERE / file), tokenizer, max_length=config.max_length).examples
+        encode_examples(read_examples(HERE / file), tokenizer, max_length=config.max_length)
         for file in ("train.jsonl", "valid.jsonl")
     )
     _announce(path, len(test), len(train), config, tokenizer, test)
@@ -77,7 +77,7 @@ def run(model: Any, tokenizer: Any, path: Path, args: argparse.Namespace) -> int
     print(f"trained: {trained:,} numbers (A and B of every linear layer), frozen: {frozen:,}")
     done, losses = [], []
     with progress(sys.stdout) as display:
-        for event in steps(model, train, config, eval_examples=valid, out=out):
+        for event in steps(model, train, config, eval_data=valid, out=out):
             display.show(event)
             if isinstance(event, Step):
                 done.append(event)
@@ -154,7 +154,7 @@ def _announce(
     print(f"        {_request(test[0])}  ->  {_command(test[0])}")
     print(f"method: LoRA of rank {config.r} on all linear layers, {config.steps} steps of {config.batch_size} "
           f"out of {examples} examples, seed {config.seed}")  # fmt: skip
-    print(f"This takes about {_estimate(config, requests):.0f} minutes here.")
+    print(f"This takes about {_estimate(config, requests):.1f} min here.")
 
 
 def _estimate(config: TrainConfig, requests: int) -> float:
