@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from minilora.errors import FormatError
@@ -20,6 +22,7 @@ REAL = {
     "bloom": " ?[^(\\s|[.,!?…。，、।۔،])]+",
     "spaces": r"\s{2,}",
     "plain": " ",
+    "optional after two": r"\p{Lu}+\p{Ll}*(?:'s|'t)?[\r\n]?",
 }
 HANGING = {
     "(a+)+$": "repeats what is itself a group or repeated",
@@ -30,7 +33,16 @@ HANGING = {
     "a{1,9}+": "repeats what is itself a group or repeated",
     "(?:a+)?*": "repeats what is itself a group or repeated",
     "a*a*a*b": "too many repeats and choices in a row",
-    "(?:a*|b)(?:a*|c)(?:a*|d)": "too many repeats and choices in a row",
+    "(?:a*|b)(?:a*|c)(?:a*|d)": "can fail after two unbounded repeats",
+    r"[\s\S]*[\s\S]*x": "can fail after two unbounded repeats",
+    "(?:a*|b)(?:a*|c)(?:x)": "can fail after two unbounded repeats",
+    "(?:a*a*)?b": "can fail after two unbounded repeats",
+    "a*a*(?=b)": "can fail after two unbounded repeats",
+    "a*a*(?!b)": "can fail after two unbounded repeats",
+    "a*(?=a*b)": "can fail after two unbounded repeats",
+    "a{5}a+b": "can fail after two unbounded repeats",
+    "(?:" * 9 + "a" + ")" * 9: "nests groups deeper than 8",
+    "(?:a": "holds a group without end",
     "(?=(?:x*y*z*))": "too many repeats and choices in a row",
     "a?" * 30: "too many repeats and choices in a row",
     "(a|a)" * 30: "too many repeats and choices in a row",
@@ -54,6 +66,18 @@ def test_patterns_that_can_hang_are_refused(pattern: str) -> None:
         check_regex(pattern, "tokenizer.json: Split")
     assert str(caught.value).startswith("tokenizer.json: Split: Regex ")
     assert HANGING[pattern] in str(caught.value)
+
+
+@pytest.mark.parametrize("model", REAL)
+def test_what_passes_takes_no_long_time(model: str) -> None:
+    # Runs of one kind of character, and the same with an end that does not fit, are what backtracking suffers from.
+    tokenizers = pytest.importorskip("tokenizers")
+    splitter = tokenizers.pre_tokenizers.Split(tokenizers.Regex(REAL[model]), "isolated")
+    began = time.process_time()
+    for char in "aA1 \n.é漢\t'":
+        for end in ("", "!", "a", " ", "\n", "1"):
+            splitter.pre_tokenize_str(char * 3000 + end)
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("value", [None, 3, "", "a" * 5000])
