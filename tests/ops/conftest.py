@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from minilora import kernels
+
 
 def pytest_terminal_summary(terminalreporter):
     reports = [r for r in terminalreporter.getreports("passed") if "::test_operator_obeys_law[" in r.nodeid]
@@ -13,3 +17,13 @@ def pytest_terminal_summary(terminalreporter):
         f"operator laws: {len({op for op, _, _ in cases})} operators, {len({law for _, _, law in cases})} laws, "
         f"{len(cases)} pairs; {calls} drawn calls, {slopes} slopes compared with finite differences"
     )
+
+
+@pytest.fixture(autouse=True)
+def _compiled_kernel_where_it_is_tested(request, monkeypatch):
+    """Run tests marked native with the compiled kernel, also where MINILORA_BACKEND chose the reference."""
+    if request.node.get_closest_marker("native") and not kernels.use_native():
+        from minilora.kernels import native
+
+        native._kernels.choose(native._kernels.instruction_sets()[-1])
+        monkeypatch.setattr(kernels, "_native", native)

@@ -1,0 +1,397 @@
+"""Each operator against numbers computed by hand or in another way."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from minilora import ops
+from minilora.autograd import tensor
+from minilora.errors import ConfigError, ShapeError
+from minilora.kernels.frozen import FrozenWeight
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_no_overflow():
+    with warnings.catch_warnings(), np.errstate(over="raise", divide="raise", invalid="raise"):
+        warnings.simplefilter("error")
+        yield
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def test_arithmetic_broadcasts_and_sums_gradients_over_what_was_stretched():
+    x = tensor(np.array([[1.0], [2.0]]), requires_grad=True)
+    y = tensor(np.array([10.0, 20.0, 30.0]), requires_grad=True)
+    out = ops.mul(x, y)
+    np.testing.assert_array_equal(out.data, [[10, 20, 30], [20, 40, 60]])
+    out.backward(gradient=[[1, 1, 1], [0, 1, 0]])
+    np.testing.assert_array_equal(x.grad, [[60], [20]])
+    np.testing.assert_array_equal(y.grad, [1, 1 + 2, 1])
+
+
+def test_subtraction_gives_the_second_operand_the_negative_gradient():
+    x, y = (tensor(np.array([5.0]), requires_grad=True) for _ in range(2))
+    ops.sub(x, y).backward()
+    assert (x.grad[0], y.grad[0]) == (1.0, -1.0)
+
+
+def test_a_number_beside_float32_keeps_float32():
+    assert ops.mul(np.ones(2, np.float32), 0.1).dtype == np.float32
+    assert ops.add(1, np.ones((), np.float32)).dtype == np.float32
+
+
+# ---------------------------------------------------------------- SiLU, SwiGLU, dropout
+
+
+@pytest.mark.parametrize("x", [-20.0, -1.0, 0.0, 0.5, 3.0, 20.0])
+def test_silu_is_x_times_the_logistic_function(x):
+    assert ops.silu(np.array([x]))[0] == pytest.approx(x / (1 + math.exp(-x)), rel=1e-7, abs=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_swiglu_at_ten_thousand_is_up_times_gate_or_zero(dtype):
+    gate = tensor(np.array([1e4, -1e4, 0], dtype), requires_grad=True)
+    up = tensor(np.array([2, 2, 2], dtype), requires_grad=True)
+    out = ops.swiglu(gate, up)
+    np.testing.assert_array_equal(out.data, [2e4, 0, 0])
+    out.backward(gradient=np.ones(3))
+    np.testing.assert_array_equal(gate.grad, [2, 0, 1])  # d silu / d x is 1, 0 and 1/2 there
+    np.testing.assert_array_equal(up.grad, [1e4, 0, 0])
+
+
+def test_dropout_zeroes_what_is_not_kept_and_scales_the_rest():
+    x = tensor(np.array([1.0, 2.0, 3.0, 4.0]), requires_grad=True)
+    y = ops.dropout(x, np.array([True, False, True, False]), p=0.5)
+    np.testing.assert_array_equal(y.data, [2, 0, 6, 0])
+    y.backward(gradient=np.ones(4))
+    np.testing.assert_array_equal(x.grad, [2, 0, 2, 0])
+
+
+# ---------------------------------------------------------------- sum, mean, shape
+
+
+def test_sum_and_mean_over_axes_are_numpys():
+    x = rng().standard_normal((2, 3, 4))
+    for axis in (None, 0, -1, (0, 2), (1,)):
+        for keepdims in (False, True):
+            np.testing.assert_array_equal(ops.sum(x, axis=axis, keepdims=keepdims), x.sum(axis, keepdims=keepdims))
+            np.testing.assert_allclose(
+                ops.mean(x, axis=axis, keepdims=keepdims), x.mean(axis, keepdims=keepdims), rtol=1e-14, atol=1e-15
+            )
+
+
+def test_the_gradient_of_a_mean_over_some_axes_is_one_over_their_size():
+    x = tensor(np.zeros((2, 3, 4)), requires_grad=True)
+    ops.mean(x, axis=(0, 2)).backward(gradient=[8.0, 16.0, 24.0])
+    np.testing.assert_array_equal(x.grad[0, :, 0], [1, 2, 3])
+    np.testing.assert_array_equal(x.grad, np.broadcast_to(x.grad[:1, :, :1], (2, 3, 4)))
+
+
+def test_a_mean_over_nothing_is_refused_and_over_empty_rows_empty():
+    with pytest.raises(ShapeError, match=r"mean: x has shape \(2, 0\), so there is nothing to average over axis -1"):
+        ops.mean(np.ones((2, 0)), axis=-1)
+    assert ops.mean(np.ones((0, 3)), axis=-1).shape == (0,)
+    assert ops.mean(np.ones((0, 0)), axis=-1).shape == (0,)
+
+
+def test_reshape_that_does_not_fit_names_both_shapes():
+    with pytest.raises(ShapeError, match=r"reshape: x has shape \(2, 3\), which does not fit shape \(4, 2\)"):
+        ops.reshape(np.ones((2, 3)), shape=(4, 2))
+    assert tensor(np.ones((2, 3))).reshape(3, -1).shape == tensor(np.ones(6)).reshape((3, 2)).shape == (3, 2)
+
+
+def test_split_and_concat_undo_each_other():
+    x = rng().standard_normal((2, 6))
+    parts = ops.split(x, parts=3)
+    np.testing.assert_array_equal(parts[1], x[:, 2:4])
+    np.testing.assert_array_equal(ops.concat(parts, axis=-1), x)
+
+
+def test_split_and_concat_that_do_not_fit_say_so():
+    with pytest.raises(ShapeError, match=r"split: axis -1 of shape \(2, 5\) does not divide into 2 equal parts"):
+        ops.split(np.ones((2, 5)), parts=2)
+    with pytest.raises(ShapeError, match=r"concat: .*the shapes are \[\(2, 3\), \(2, 4\)\]"):
+        ops.concat([np.ones((2, 3)), np.ones((2, 4))])
+
+
+# ---------------------------------------------------------------- embedding
+
+
+def test_embedding_adds_the_gradients_of_a_repeated_id():
+    table = tensor(np.arange(8.0).reshape(4, 2), requires_grad=True)
+    out = ops.embedding(np.array([[3, 1], [3, 3]]), table)
+    np.testing.assert_array_equal(out.data, [[[6, 7], [2, 3]], [[6, 7], [6, 7]]])
+    out.backward(gradient=[[[1, 10], [2, 20]], [[3, 30], [4, 40]]])
+    np.testing.assert_array_equal(table.grad, [[0, 0], [2, 20], [0, 0], [8, 80]])
+
+
+@pytest.mark.parametrize("bad", [4, -1])
+def test_embedding_refuses_an_id_outside_its_table(bad):
+    with pytest.raises(ShapeError, match=f"embedding: ids holds {bad}, but weight has rows 0 to 3"):
+        ops.embedding(np.array([0, bad]), np.ones((4, 2)))
+
+
+# ---------------------------------------------------------------- linear, LoRA
+
+
+def test_the_lora_product_by_hand():
+    x, w = np.array([[1.0, 2.0]]), np.array([[1.0, 0.0, -1.0], [0.0, 1.0, 1.0]])
+    a, b = np.array([[1.0], [1.0]]), np.array([[1.0, 2.0, 3.0]])
+    # x W = [1, 2, 1]; x A = 3; 0.5 · 3 · B = [1.5, 3, 4.5]; bias 10
+    y = ops.lora_matmul(x, w, a, b, 0.5, np.full(3, 10.0))
+    np.testing.assert_array_equal(y, [[12.5, 15, 15.5]])
+
+
+def test_the_lora_gradients_by_hand():
+    x = tensor(np.array([[1.0, 2.0]]), requires_grad=True)
+    a = tensor(np.array([[1.0], [1.0]]), requires_grad=True)
+    b = tensor(np.array([[1.0, 2.0]]), requires_grad=True)
+    ops.lora_matmul(x, np.eye(2), a, b, 2.0).backward(gradient=[[1.0, 10.0]])
+    # g Bᵀ · 2 = 2 (1 + 20) = 42; dA = xᵀ 42; dB = 2 · (x A) g = 6 g; dx = g + 42 Aᵀ
+    np.testing.assert_array_equal(a.grad, [[42], [84]])
+    np.testing.assert_array_equal(b.grad, [[6, 60]])
+    np.testing.assert_array_equal(x.grad, [[43, 52]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rank", [0, 1, 4])
+def test_rank_zero_or_a_zero_b_leaves_the_output_unchanged_to_the_bit(dtype, rank):
+    g = rng(1)
+    x, w = g.standard_normal((5, 7)).astype(dtype), g.standard_normal((7, 3)).astype(dtype)
+    a, b = g.standard_normal((7, rank)).astype(dtype), np.zeros((rank, 3), dtype)
+    plain = ops.linear(x, w)
+    np.testing.assert_array_equal(ops.lora_matmul(x, w, a, b, 2.0), plain)
+    bias = g.standard_normal(3).astype(dtype)
+    np.testing.assert_array_equal(ops.lora_matmul(x, w, a, b, 2.0, bias), ops.linear(x, w, bias))
+
+
+def test_a_zero_b_gives_a_no_gradient_but_b_one():
+    x = tensor(np.ones((1, 2)), requires_grad=True)
+    a, b = tensor(np.ones((2, 1)), requires_grad=True), tensor(np.zeros((1, 2)), requires_grad=True)
+    ops.lora_matmul(x, np.eye(2), a, b).sum().backward()
+    np.testing.assert_array_equal(a.grad, [[0], [0]])
+    np.testing.assert_array_equal(b.grad, [[2, 2]])
+
+
+def test_a_wrong_size_is_reported_with_operator_and_operand():
+    with pytest.raises(ShapeError) as caught:
+        ops.lora_matmul(np.ones((2, 4)), np.ones((4, 3)), np.ones((5, 1)), np.ones((1, 3)))
+    assert str(caught.value) == (
+        "lora_matmul: A has K=5, but x has K=4\n"
+        "  signature: x[*, K], W:weight[K, N], A[K, R], B[R, N], bias?[N] -> y[*, N]"
+    )
+
+
+def test_linear_takes_a_vector_a_matrix_and_a_stack():
+    w, x = rng().standard_normal((3, 2)), rng().standard_normal((4, 5, 3))
+    np.testing.assert_allclose(ops.linear(x, FrozenWeight(w)), np.einsum("abk,kn->abn", x, w), rtol=1e-13)
+    np.testing.assert_allclose(ops.linear(x[0, 0], w), x[0, 0] @ w, rtol=1e-13)
+
+
+# ---------------------------------------------------------------- RMSNorm
+
+
+def test_rms_norm_by_hand():
+    y = ops.rms_norm(np.array([[3.0, 4.0]]), np.array([1.0, 10.0]), eps=0.0)
+    np.testing.assert_allclose(y, [[3 / math.sqrt(12.5), 40 / math.sqrt(12.5)]], rtol=1e-15)
+
+
+def test_rms_norm_of_a_zero_row_is_zero():
+    x = tensor(np.zeros((1, 3)), requires_grad=True)
+    y = ops.rms_norm(x, np.ones(3), eps=1e-4)
+    np.testing.assert_array_equal(y.data, np.zeros((1, 3)))
+    y.backward(gradient=np.ones((1, 3)))
+    np.testing.assert_allclose(x.grad, np.full((1, 3), 100.0))  # 1 / sqrt(eps)
+
+
+# ---------------------------------------------------------------- rotary
+
+
+def test_rotary_multiplies_each_pair_by_a_complex_number_of_its_angle():
+    g = rng(2)
+    x, angle = g.standard_normal((2, 3, 4, 6)), g.uniform(-3, 3, (2, 3, 3))
+    turned = (x[..., :3] + 1j * x[..., 3:]) * np.exp(1j * angle)[:, :, None, :]
+    y = ops.rotary(x, np.cos(angle), np.sin(angle))
+    np.testing.assert_allclose(y, np.concatenate([turned.real, turned.imag], axis=-1), rtol=1e-13, atol=1e-14)
+
+
+def test_rotary_keeps_the_product_of_query_and_key_a_function_of_their_distance():
+    g = rng(3)
+    q, k, frequency = g.standard_normal((1, 1, 1, 4)), g.standard_normal((1, 1, 1, 4)), np.array([1.0, 0.1])
+
+    def at(x, position):
+        angle = (position * frequency)[None, None]
+        return ops.rotary(x, np.cos(angle), np.sin(angle))
+
+    assert np.sum(at(q, 7) * at(k, 3)) == pytest.approx(np.sum(at(q, 104) * at(k, 100)), rel=1e-12)
+
+
+def test_rotary_refuses_a_width_that_is_not_twice_the_angles():
+    with pytest.raises(ShapeError, match="rotary: x has D=6, but cos has E=2; expected D = 2 E"):
+        ops.rotary(np.ones((1, 1, 1, 6)), np.ones((1, 1, 2)), np.ones((1, 1, 2)))
+
+
+# ---------------------------------------------------------------- attention
+
+
+def attention_by_element(q, k, v, mask):
+    """Softmax attention written as loops over batch, query, head and key."""
+    (batch, time, heads, width), (_, keys, groups, _) = q.shape, k.shape
+    y = np.zeros_like(q)
+    for b in range(batch):
+        for t in range(time):
+            for h in range(heads):
+                group = h * groups // heads
+                seen = [
+                    s for s in range(keys) if s <= keys - time + t and (mask is None or mask[b, s])
+                ]  # fmt: skip
+                scores = [math.fsum(q[b, t, h] * k[b, s, group]) / math.sqrt(width) for s in seen]
+                total = math.fsum(math.exp(score) for score in scores)
+                for s, score in zip(seen, scores, strict=True):
+                    y[b, t, h] += math.exp(score) / total * v[b, s, group]
+    return y
+
+
+@pytest.mark.parametrize(("time", "keys"), [(1, 1), (3, 3), (1, 5), (2, 5)])
+@pytest.mark.parametrize(("heads", "groups"), [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_the_loop_over_elements(time, keys, heads, groups, masked):
+    g = rng(time * 100 + keys * 10 + heads)
+    q = g.standard_normal((2, time, heads, 4))
+    k, v = g.standard_normal((2, keys, groups, 4)), g.standard_normal((2, keys, groups, 4))
+    mask = g.random((2, keys)) < 0.6 if masked else None
+    np.testing.assert_allclose(
+        ops.attention(q, k, v, mask), attention_by_element(q, k, v, mask), rtol=1e-12, atol=1e-14
+    )
+
+
+def test_a_query_that_sees_no_key_gives_zero_and_passes_no_gradient():
+    g = rng(5)
+    q, k, v = (tensor(g.standard_normal((1, 3, 2, 4)), requires_grad=True) for _ in range(3))
+    y = ops.attention(q, k, v, np.array([[False, False, True]]))
+    np.testing.assert_array_equal(y.data[0, :2], 0)
+    np.testing.assert_array_equal(y.data[0, 2], v.data[0, 2])
+    y.backward(gradient=np.ones(y.shape))
+    np.testing.assert_array_equal(q.grad, 0)
+    np.testing.assert_array_equal(v.grad[0], np.stack([np.zeros((2, 4)), np.zeros((2, 4)), np.ones((2, 4))]))
+
+
+def test_a_row_that_is_all_padding_gives_zero():
+    x = np.ones((1, 2, 1, 3), np.float32)
+    y = tensor(x, requires_grad=True)
+    out = ops.attention(y, y, y, np.zeros((1, 2), bool))
+    np.testing.assert_array_equal(out.data, 0)
+    out.backward(gradient=np.ones(out.shape))
+    np.testing.assert_array_equal(y.grad, 0)
+
+
+def test_the_values_of_padding_change_nothing():
+    g = rng(6)
+    q, k, v = (g.standard_normal((1, 4, 2, 4)) for _ in range(3))
+    mask = np.array([[False, True, True, True]])
+    before = ops.attention(q, k, v, mask)
+    k[0, 0], v[0, 0] = 1e8, -1e8
+    np.testing.assert_array_equal(ops.attention(q, k, v, mask), before)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_attention_with_huge_scores_picks_the_largest(dtype):
+    q = np.full((1, 1, 1, 4), 1e4, dtype)
+    k = np.stack([np.full((1, 1, 4), 1e4), np.full((1, 1, 4), -1e4)], axis=1).astype(dtype)
+    v = np.stack([np.full((1, 1, 4), 7), np.full((1, 1, 4), 9)], axis=1).astype(dtype)
+    leaf = tensor(v, requires_grad=True)
+    out = ops.attention(q, k, leaf)
+    np.testing.assert_allclose(out.data, 7)
+    out.backward(gradient=np.ones(out.shape))
+    np.testing.assert_allclose(leaf.grad[0, :, 0, 0], [1, 0], atol=1e-6)
+
+
+def test_attention_refuses_fewer_keys_than_queries_and_heads_that_do_not_divide():
+    q, short = np.ones((1, 3, 2, 4)), np.ones((1, 2, 2, 4))
+    with pytest.raises(ShapeError, match=r"attention: q has T=3, H=2 and k has S=2, G=2; expected S ≥ T"):
+        ops.attention(q, short, short)
+    three = np.ones((1, 3, 3, 4))
+    with pytest.raises(ShapeError, match=r"H a multiple of G"):
+        ops.attention(q, three, three)
+
+
+# ---------------------------------------------------------------- cross-entropy
+
+
+def log_likelihoods(logits, labels):
+    """-log softmax at the labels, in float64 by math.fsum."""
+    rows = np.asarray(logits, np.float64)
+    found = []
+    for row, label in zip(rows.reshape(-1, rows.shape[-1]), labels.reshape(-1), strict=True):
+        peak = row.max()
+        found.append(peak + math.log(math.fsum(math.exp(x - peak) for x in row)) - row[label])
+    return np.array(found).reshape(labels.shape)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e30])
+def test_cross_entropy_is_logsumexp_minus_the_label_even_for_huge_logits(size):
+    g = rng(7)
+    logits = (size * g.standard_normal((3, 4, 9))).astype(np.float32)
+    labels = g.integers(0, 9, (3, 4))
+    expected = log_likelihoods(logits, labels)
+    got = ops.cross_entropy(logits, labels, reduction="none")
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6 * size)
+    np.testing.assert_allclose(ops.cross_entropy(logits, labels), expected.mean(), rtol=2e-6)
+    np.testing.assert_allclose(ops.cross_entropy(logits, labels, reduction="sum"), expected.sum(), rtol=2e-6)
+
+
+def test_uniform_logits_lose_the_logarithm_of_the_vocabulary():
+    assert ops.cross_entropy(np.zeros((2, 8)), np.array([0, 7])) == pytest.approx(math.log(8), rel=1e-15)
+
+
+def test_ignored_labels_count_neither_in_the_loss_nor_in_the_gradient():
+    logits = rng(8).standard_normal((4, 5))
+    labels = np.array([1, -100, 4, -100])
+    x, fewer = tensor(logits, requires_grad=True), tensor(logits[[0, 2]], requires_grad=True)
+    loss, expected = ops.cross_entropy(x, labels), ops.cross_entropy(fewer, labels[[0, 2]])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-15)
+    loss.backward()
+    expected.backward()
+    np.testing.assert_array_equal(x.grad[[1, 3]], 0)
+    np.testing.assert_allclose(x.grad[[0, 2]], fewer.grad, rtol=1e-14)
+
+
+def test_the_gradient_of_cross_entropy_is_softmax_minus_one_at_the_label():
+    x = tensor(np.log(np.array([[1.0, 2.0, 5.0]])), requires_grad=True)
+    ops.cross_entropy(x, np.array([1])).backward()
+    np.testing.assert_allclose(x.grad, [[1 / 8, 2 / 8 - 1, 5 / 8]], rtol=1e-14)
+
+
+def test_cross_entropy_without_counted_labels_is_zero_with_zero_gradient():
+    x = tensor(np.ones((2, 3)), requires_grad=True)
+    loss = ops.cross_entropy(x, np.array([-100, -100]))
+    assert loss.item() == 0
+    loss.backward()
+    np.testing.assert_array_equal(x.grad, 0)
+
+
+def test_another_ignored_index_can_be_chosen():
+    logits = rng(9).standard_normal((2, 3))
+    assert ops.cross_entropy(logits, np.array([0, 2]), ignore_index=0) == pytest.approx(
+        log_likelihoods(logits[1:], np.array([2]))[0]
+    )
+
+
+@pytest.mark.parametrize("bad", [3, -1])
+def test_a_label_outside_the_vocabulary_is_refused(bad):
+    with pytest.raises(ShapeError, match=f"cross_entropy: labels holds {bad}, expected 0 to 2 or -100"):
+        ops.cross_entropy(np.ones((2, 3)), np.array([0, bad]))
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(ConfigError, match="cross_entropy: reduction is 'total', expected 'mean', 'sum' or 'none'"):
+        ops.cross_entropy(np.ones((1, 3)), np.array([0]), reduction="total")
