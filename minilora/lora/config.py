@@ -13,6 +13,7 @@ from minilora.errors import ConfigError
 from minilora.lora.pattern import Patterns
 
 ALL_LINEAR = "all-linear"
+MAX_RANK = 1 << 20  # far above every matrix's full rank, far below trouble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +113,10 @@ class LoraConfig:
         return Patterns([text], "exclude_modules") if isinstance(text, str) else None
 
     @cached_property
-    def layer_lists(self) -> tuple[Patterns, ...]:
-        """One pattern for each name in layers_pattern, matching the path of the list that holds the layers."""
+    def layer_lists(self) -> Patterns | None:
+        """The names in layers_pattern, matching the path of the list that holds the layers."""
         names = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern or ()
-        return tuple(Patterns([name], "layers_pattern", as_suffix=True) for name in names)
+        return Patterns(names, "layers_pattern", as_suffix=True) if names else None
 
     @property
     def all_linear(self) -> bool:
@@ -151,7 +152,7 @@ def _whole(value: Any) -> bool:
 
 
 def _rank(value: Any) -> bool:
-    return _whole(value) and value >= 1
+    return _whole(value) and 1 <= value <= MAX_RANK
 
 
 def _alpha(value: Any) -> bool:
@@ -191,7 +192,7 @@ _LATER = "(the rest is not supported yet)"
 
 # Setting -> what is wanted, whether a value is that, and words it may be a misspelling of.
 _RULES: dict[str, tuple[str, Callable[[Any], bool], tuple[str, ...]]] = {
-    "r": ("a whole number >= 1", _rank, ()),
+    "r": (f"a whole number from 1 to {MAX_RANK}", _rank, ()),
     "lora_alpha": ("a finite number other than 0, which would turn the adapter off", _alpha, ()),
     "target_modules": (f'{_NAMES}, or "{ALL_LINEAR}"', _or_none(_names), ()),
     "lora_dropout": (
@@ -206,7 +207,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool], tuple[str, ...]]] = {
         lambda value: isinstance(value, bool) or value == "gaussian",
         _INITS,
     ),
-    "rank_pattern": ("a mapping from paths or patterns to whole numbers >= 1", _table(_rank), ()),
+    "rank_pattern": (f"a mapping from paths or patterns to whole numbers, 1 to {MAX_RANK}", _table(_rank), ()),
     "alpha_pattern": ("a mapping from paths or patterns to finite numbers other than 0", _table(_alpha), ()),
     "exclude_modules": (_NAMES, _or_none(_names), ()),
     "layers_to_transform": ("an index >= 0, or several", _or_none(_indices), ()),

@@ -32,6 +32,7 @@ from minilora.lora.targets import describe, find_targets
 from minilora.nn import Linear, Module
 
 _ACCEPTED = (np.dtype(np.float32), np.dtype(np.float16))  # bfloat16 arrives as float32
+_LARGEST = float(np.finfo(np.float32).max)
 _MOST_ROWS = 12  # lines of a table of complaints
 _OTHERS = {
     "lora_magnitude_vector": "DoRA is not supported yet",
@@ -106,7 +107,7 @@ def _check_tensors(model: Module, file: PeftAdapter, config: LoraConfig, targets
     """Raise AdapterError with one line for each tensor that is missing, extra, misshapen or not finite."""
     misfits = []
     for at, layer in targets.items():
-        misfits += _misfits(at, file.factors.get(at, {}), config.rank(at), layer)
+        misfits += _misfits(at, file.factors.get(at, {}), config, layer)
     modules = dict(model.named_modules())
     for at, parts in file.factors.items():
         if at not in targets:
@@ -139,9 +140,9 @@ def _check_tensors(model: Module, file: PeftAdapter, config: LoraConfig, targets
     )
 
 
-def _misfits(at: str, parts: Mapping[str, NDArray[Any]], rank: int, layer: Linear) -> list[_Misfit]:
+def _misfits(at: str, parts: Mapping[str, NDArray[Any]], config: LoraConfig, layer: Linear) -> list[_Misfit]:
     """What is wrong with the factors of one targeted layer."""
-    width_in, width_out = layer.weight.shape
+    (width_in, width_out), rank = layer.weight.shape, config.rank(at)
     wanted = {"A": (width_in, rank), "B": (rank, width_out)}
     swapped = all(part in parts and parts[part].shape == wanted[other] for part, other in ("AB", "BA"))
     found = []
@@ -158,8 +159,8 @@ def _misfits(at: str, parts: Mapping[str, NDArray[Any]], rank: int, layer: Linea
         elif not np.isfinite(array).all():
             count = int(array.size - np.isfinite(array).sum())
             found.append(_Misfit(tensor, f"{count} of {array.size} are NaN or infinite", "wanted finite numbers"))
-    if not found and change_norm(parts["A"], parts["B"]) > float(np.finfo(np.float32).max):
-        found.append(_Misfit(tensor_name(at, "B"), "A · B overflows float32", "wanted finite numbers"))
+    if not found and abs(config.scale(at)) * change_norm(parts["A"], parts["B"]) > _LARGEST:
+        found.append(_Misfit(tensor_name(at, "B"), "scale · A · B overflows float32", "wanted finite numbers"))
     return found
 
 

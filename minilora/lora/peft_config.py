@@ -52,6 +52,8 @@ REFUSED: Mapping[str, str] = {
     "velora_config": "VeLoRA",
 }
 
+_MOST_REASONS = 10  # lines of one complaint
+
 
 def from_peft(settings: Mapping[str, Any], where: str) -> LoraConfig:
     """Make a LoraConfig of a parsed adapter_config.json.
@@ -70,9 +72,12 @@ def from_peft(settings: Mapping[str, Any], where: str) -> LoraConfig:
             f"{where}: {' and '.join(missing)} missing; a file must state "
             f"{', '.join(REQUIRED)}\n  the file is damaged, or no adapter's: write it again with the tool that made it"
         )
-    wrong = [reason for name, value in settings.items() if (reason := _refusal(name, value))]
+    wrong = [name for name, value in settings.items() if not _accepted(name, value)]
     if wrong:
-        raise ConfigError(f"{where}: {_join(wrong)}\n  remove what is not needed and save the adapter again")
+        reasons = [_refusal(name, settings[name]) for name in wrong[:_MOST_REASONS]]
+        reasons += [f"... and {len(wrong) - _MOST_REASONS} more"] if len(wrong) > _MOST_REASONS else []
+        lines = "\n  ".join(reasons)
+        raise ConfigError(f"{where}: {lines}\n  remove what is not needed and save the adapter again")
     known = {name: settings[name] for name in SETTINGS if name in settings}
     for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):  # PEFT: as good as absent
         if _empty(known.get(name)):
@@ -121,17 +126,19 @@ def to_peft(config: LoraConfig, target_modules: str | list[str], **facts: Any) -
     }
 
 
-def _refusal(name: str, value: Any) -> str | None:
-    """Why this field is refused, or None."""
+def _accepted(name: str, value: Any) -> bool:
     if name in SETTINGS or name in HARMLESS or name == "peft_type" or _empty(value):
-        return None
+        return True
+    return name in AT_DEFAULT and type(value) is type(AT_DEFAULT[name]) and value == AT_DEFAULT[name]
+
+
+def _refusal(name: str, value: Any) -> str:
+    """Why a field that is not accepted is refused."""
     if name in AT_DEFAULT:
-        if type(value) is type(AT_DEFAULT[name]) and value == AT_DEFAULT[name]:
-            return None
         return f"{name} is {_shown(value)}; minilora accepts only PEFT's default, {AT_DEFAULT[name]!r}"
     if name in REFUSED:
         return f"{name} is {_shown(value)}: {REFUSED[name]} is not supported yet"
-    near = difflib.get_close_matches(name, (*SETTINGS, *HARMLESS, *AT_DEFAULT, *REFUSED), n=1)
+    near = difflib.get_close_matches(name[:100], (*SETTINGS, *HARMLESS, *AT_DEFAULT, *REFUSED), n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     return f"{printable(name)} is {_shown(value)}: no field that minilora knows{hint}"
 
@@ -142,11 +149,6 @@ def _empty(value: Any) -> bool:
 
 def _json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _join(reasons: list[str], most: int = 10) -> str:
-    more = [f"... and {len(reasons) - most} more"] if len(reasons) > most else []
-    return "\n  ".join(reasons[:most] + more)
 
 
 def _shown(value: Any) -> str:

@@ -77,28 +77,29 @@ def _modules(model: Module) -> dict[str, Module]:
     return dict(first.values())
 
 
-def _means(path: str, name: str) -> bool:
-    return path == name or path.endswith("." + name)
+def _endings(path: str) -> set[str]:
+    """The names that mean ``path``: itself, and what follows each of its dots."""
+    parts = path.split(".")
+    return {".".join(parts[at:]) for at in range(len(parts))}
 
 
 def _by_name(modules: dict[str, Module], config: LoraConfig, model: str) -> list[str]:
     """Paths that a list of names matches; each name must match something."""
-    names = config.target_modules or ()
-    matched = {name: [path for path in modules if _means(path, name)] for name in names}
-    nothing = [name for name, paths in matched.items() if not paths]
+    names = set(config.target_modules or ())
+    matched = {path: hits for path in modules if (hits := names & _endings(path))}
+    nothing = sorted(names.difference(*matched.values()))
     if nothing:
         raise AdapterError(
             f"target_modules {', '.join(map(printable, nothing[:8]))} matches no module of {model}\n"
             f"  {_existing(modules, nothing[0])}"
         )
-    found = {path for paths in matched.values() for path in paths}
-    return [path for path in modules if path in found]
+    return list(matched)
 
 
 def _excluded(path: str, config: LoraConfig) -> bool:
     if config.exclude_pattern is not None:
         return config.exclude_pattern.first(path) is not None
-    return any(_means(path, name) for name in config.exclude_modules or ())
+    return not _endings(path).isdisjoint(config.exclude_modules or ())
 
 
 def _in_layers(path: str, config: LoraConfig) -> bool:
@@ -110,21 +111,19 @@ def _in_layers(path: str, config: LoraConfig) -> bool:
     return index is not None and (index == wanted if isinstance(wanted, int) else index in wanted)
 
 
-def layer_index(path: str, lists: tuple[Patterns, ...]) -> int | None:
+def layer_index(path: str, lists: Patterns | None) -> int | None:
     """Return the number that counts ``path``'s layer, or None.
 
-    It is the first number after a module that one of ``lists`` matches, or where there are none the first
-    number that stands at least two modules below the root; it never is the last part of a path.
+    It is the first number after a module that the first of ``lists`` to match any matches, or without lists
+    the first number that stands at least two modules below the root; it never is the last part of a path.
     """
     parts = path.split(".")
-    if not lists:
+    if lists is None:
         numbers = (part for part in parts[2:-1] if part.isdecimal())
         return next((int(part) for part in numbers), None)
-    for pattern in lists:
-        for at in range(1, len(parts) - 1):
-            if parts[at].isdecimal() and pattern.first(".".join(parts[:at])) is not None:
-                return int(parts[at])
-    return None
+    counted = [at for at in range(1, len(parts) - 1) if parts[at].isdecimal()]
+    matched = [(index, at) for at in counted if (index := lists.first(".".join(parts[:at]))) is not None]
+    return int(parts[min(matched)[1]]) if matched else None
 
 
 def _existing(modules: dict[str, Module], wanted: object) -> str:

@@ -283,6 +283,8 @@ def test_a_wrong_call_says_so_and_leaves_the_model_as_it_was(tiny, x, call, erro
 
 def test_a_model_without_adapters_says_so(tiny):
     model = tiny()
+    set_adapter(model, None)  # nothing to turn off is no error
+    assert model.adapter_choice is None
     with pytest.raises(AdapterError, match=r"Tiny has no active adapter to train\n  call add_adapter"):
         adapter_parameters(model)
     with pytest.raises(AdapterError, match=r"Tiny has no adapter 'a'; it has none"):

@@ -60,7 +60,8 @@ def test_patterns_change_rank_and_alpha_and_the_first_key_wins():
         ({"target_modules": ""}, r"target_modules is '', wanted names"),
         ({"target_modules": [1]}, r"target_modules is \(1,\), wanted names"),
         ({"target_modules": 5}, r"target_modules is 5, wanted names"),
-        ({"r": 0}, r"LoraConfig: r is 0, wanted a whole number >= 1"),
+        ({"r": 0}, r"LoraConfig: r is 0, wanted a whole number from 1 to 1048576"),
+        ({"r": 10**400}, r"r is 1000"),
         ({"r": True}, r"r is True, wanted a whole number"),
         ({"r": 2.0}, r"r is 2.0, wanted a whole number"),
         (

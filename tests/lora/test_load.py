@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import time
 import warnings
 
 import numpy as np
@@ -345,7 +347,11 @@ def test_half_precision_files_become_float32(tiny, folder, x):
 
 def test_a_product_beyond_float32_is_refused(tiny, folder):
     edit_tensors(folder, lambda t: t.update({n: np.full_like(a, 1e30) for n, a in t.items() if Q0 in n}))
-    assert f"{NAME_B}   A · B overflows float32   wanted finite numbers" in refused(tiny(), folder)
+    assert f"{NAME_B}   scale · A · B overflows float32   wanted finite numbers" in refused(tiny(), folder)
+    as_of_another_tool(folder)
+    edit_tensors(folder, lambda t: t.update({n: np.ones_like(a) for n, a in t.items()}))
+    edit_config(folder, lora_alpha=1e300)
+    assert "(6 tensors; the file has 12)" in refused(tiny(), folder)
 
 
 def test_many_complaints_are_cut(tiny, folder):
@@ -386,6 +392,27 @@ def test_a_file_of_another_tool_says_that_its_base_is_not_recorded(tiny, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_adapter(tiny(), folder).base == "not recorded in the file"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {f"unknown_{i}": 1 for i in range(50_000)},
+        {"target_modules": [f"q{i}" for i in range(50_000)]},
+        {"exclude_modules": [f"q{i}" for i in range(50_000)]},
+        {"rank_pattern": {f"q{i}": 2 for i in range(50_000)}},
+        {"layers_to_transform": list(range(50_000))},
+        {"layers_to_transform": 0, "layers_pattern": [f"l{i}" for i in range(12_000)]},
+        {"target_modules": "(q|" * 600},
+        {"base_model_name_or_path": "x" * 4_000_000},
+    ],
+)
+def test_a_config_of_megabytes_takes_no_minutes(tiny, folder, change):
+    edit_config(folder, **change)
+    began = time.perf_counter()
+    with contextlib.suppress(MiniloraError):
+        load_adapter(tiny(layers=10), folder, verify=False)
+    assert time.perf_counter() - began < 5
 
 
 def test_a_pattern_that_backtracks_for_ever_is_matched_at_once(tiny, folder):

@@ -84,10 +84,12 @@ def test_layers_to_transform_keeps_those_layers(tiny):
         ("a.myblocks.7.x", ["blocks"], None),
         ("a.h.1.blocks.7.x", ["blocks"], 7),
         ("a.h.1.blocks.7", ["blocks"], None),
+        ("a.h.1.blocks.7.x", ["blocks", "h"], 7),
+        ("a.h.1.blocks.7.x", ["h", "blocks"], 1),
     ],
 )
 def test_the_layer_of_a_path_is_its_first_number_in_a_list_of_that_name(path, pattern, index):
-    lists = tuple(Patterns([name], "layers_pattern", as_suffix=True) for name in pattern or ())
+    lists = Patterns(pattern, "layers_pattern", as_suffix=True) if pattern else None
     assert layer_index(path, lists) == index
 
 
