@@ -150,6 +150,8 @@ def _messages(value: Any) -> list[dict[str, str]]:
             raise _BadLine(f"{where} has {unknown[0]!r}; only 'role' and 'content' are supported")
         _check_string(message["role"], f"role of {where}")
         _check_string(message["content"], f"content of {where}", may_be_empty=message["role"] != "assistant")
+    if value[0]["role"] == "assistant":  # no template renders the empty conversation that it would answer
+        raise _BadLine("the first message has the role 'assistant', so there is nothing that it answers")
     if not any(message["role"] == "assistant" for message in value):
         raise _BadLine("no message has the role 'assistant', so there is no completion token to learn from")
     return value

@@ -74,6 +74,7 @@ def test_a_last_line_without_its_newline_counts(file: Path) -> None:
             "content of message 1 is a JSON array, not a string",
         ),
         (b'{"messages": [{"role": "user", "content": "a"}]}', "no message has the role 'assistant'"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "the first message has the role 'assistant'"),
         (
             b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}',
             "content of message 2 is empty",
