@@ -31,6 +31,7 @@ ALLOWED = {
 MAX_COMPONENTS = 32
 MAX_ID = 1 << 22  # ids of the largest vocabularies end near 2^18
 MAX_GROWTH = 64  # times that all steps of a normalizer or decoder may lengthen a text
+MAX_WORD = 1000  # characters of a word that WordPiece may take apart, in time of its square
 MAX_PIECES = 64  # of a post-processing template
 
 
@@ -165,6 +166,9 @@ def _check_model(model: Any, where: str) -> dict[str, Any]:
         checked["dropout"] = None
         if not isinstance(model.get("merges"), list):
             _fail(where, "model BPE has no merges list")
+    longest = model.get("max_input_chars_per_word", 100)
+    if kind == "WordPiece" and not (type(longest) is int and 0 < longest <= MAX_WORD):
+        _fail(where, f"model WordPiece: max_input_chars_per_word is {str(longest)[:40]}, expected 1 to {MAX_WORD}")
     return checked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minilora.errors import ConfigError
-from minilora.tokenizer import Tokenizer, load_tokenizer
+from minilora.tokenizer import Tokenizer, load_tokenizer, worker
 
 Make = Callable[[str], Tokenizer]
 SPECIAL = re.compile(r"<s>|</s>|<\|im_start\|>|<\|im_end\|>")
@@ -52,6 +53,36 @@ def test_special_tokens_come_from_the_template_alone(name: str, chat_tokenizer: 
         harmless = tokenizer.apply_chat_template(chat("hello", "ok", "hello"), tokenize=True)
         assert special_ids(tokenizer, ids) == special_ids(tokenizer, harmless), content
         assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages), content
+
+
+def test_a_tokenizer_that_depends_on_the_beginning_refuses_special_text_in_messages(
+    write_folder: Callable[..., Path], tiny: dict[str, Any]
+) -> None:
+    # A space is put before the first word of a text only, so a text cannot be encoded in stretches.
+    words = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
+    tiny["model"] |= {"vocab": {**tiny["model"]["vocab"], "▁": 266}, "merges": []}
+    tokenizer = load_tokenizer(
+        write_folder(tiny | {"pre_tokenizer": words}, tokenizer_config__json={"chat_template": TEMPLATES["split edge"]})
+    )
+    assert special_ids(tokenizer, tokenizer.apply_chat_template(chat("a", "b"), tokenize=True)) == [0, 0]
+    with pytest.raises(ConfigError, match="a message holds the text of a special token, which this tokenizer cannot"):
+        tokenizer.apply_chat_template(chat("a</s>b"), tokenize=True)
+
+
+def test_messages_that_use_every_private_character_are_refused(chat_tokenizer: Make) -> None:
+    everything = "".join(map(chr, range(0xF0000, 0x10FFFE, 8)))
+    with pytest.raises(ConfigError, match="the messages use every private code point of Unicode"):
+        chat_tokenizer("x").apply_chat_template(chat(everything), tokenize=True)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_child_renders_as_this_process_would(name: str, chat_tokenizer: Make, monkeypatch: Any) -> None:
+    tokenizer = chat_tokenizer(TEMPLATES[name])
+    chats = [chat(content, "ok") for content in EVIL]
+    there = [tokenizer.apply_chat_template(messages, tokenize=True) for messages in chats]
+    monkeypatch.setattr(worker, "KNOWN_TEMPLATES", {hashlib.sha256(TEMPLATES[name].encode()).hexdigest()})
+    monkeypatch.setattr(worker, "_WORKER", None)
+    assert [tokenizer.apply_chat_template(messages, tokenize=True) for messages in chats] == there
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -164,6 +164,12 @@ REFUSED = {
                             "special_tokens": {"x": {"id": "x", "ids": [0] * 999, "tokens": ["x"]}}}),
                      "special_tokens must each hold a short list of ids"),
     "template long": (change("post_processor", {"type": "TemplateProcessing", "single": ["$A"] * 99}), "99 pieces"),
+    "word piece": (change("model", {"type": "WordPiece", "vocab": {"a": 0}, "max_input_chars_per_word": 10**9}),
+                   "max_input_chars_per_word is 1000000000, expected 1 to 1000"),
+    "long prefix": (change("normalizer", {"type": "Prepend", "prepend": "x" * 17}), "prepend has 17 characters"),
+    "prefixes": (change("normalizer", sequence(*[{"type": "Prepend", "prepend": "x" * 9}] * 3)), "lengthen a text"),
+    "old and unknown": (change("model", {"vocab": {"a": 0}}), "model is of type 'None'"),
+    "unigram empty": (change("model", {"type": "Unigram", "vocab": []}), "model Unigram has no vocab list"),
     "unigram scores": (change("model", {"type": "Unigram", "unk_id": 0, "vocab": [["a", "b"]]}), "expected [token, sc"),
     "unigram unknown": (change("model", {"type": "Unigram", "unk_id": 7, "vocab": [["a", 0.0]]}), "unk_id 7"),
 }  # fmt: skip
@@ -194,6 +200,27 @@ def test_a_hostile_tokenizer_json_is_refused_with_its_reason(
 def test_a_file_that_is_not_such_json_is_refused(text: str, message: str, write_folder: Write) -> None:
     with pytest.raises(FormatError, match=message):
         load_tokenizer(write_folder(text))
+
+
+def test_a_file_of_an_old_version_may_leave_out_the_models_type(write_folder: Write, tiny: dict[str, Any]) -> None:
+    del tiny["model"]["type"]
+    assert load_tokenizer(write_folder(tiny)).encode("hello") == [263]
+
+
+def test_unigram_and_sentence_encoders_load(write_folder: Write) -> None:
+    unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["▁a", -1.0], ["b", -2.0]]}
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    tokenizer = load_tokenizer(write_folder({"model": unigram, "pre_tokenizer": metaspace, "decoder": metaspace}))
+    assert tokenizer.encode("ab a") == [1, 2, 1]
+    assert tokenizer.decode([1, 2, 1]) == "ab a"
+    assert repr(tokenizer).endswith("tokenizer.json', vocab_size=3, eos_token_ids=())")
+
+
+def test_a_file_that_is_not_utf_8_is_named(write_folder: Write) -> None:
+    folder = write_folder()
+    (folder / "tokenizer_config.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(FormatError, match=r"tokenizer_config\.json: not UTF-8 at byte 7"):
+        load_tokenizer(folder)
 
 
 def test_a_file_over_the_limit_is_not_read(write_folder: Write) -> None:

@@ -109,6 +109,24 @@ def test_a_killed_child_is_replaced(chat_tokenizer: Make) -> None:
     assert tokenizer.apply_chat_template(MESSAGES) == "hi"
 
 
+def test_an_answer_that_was_interrupted_is_not_given_to_the_next(
+    chat_tokenizer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = worker.Worker()
+    monkeypatch.setattr(worker, "_WORKER", child)
+    tokenizer = chat_tokenizer("{{ messages[0].content }}")
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.json, "loads", _interrupt)  # after the answer came, before it was understood
+        with pytest.raises(KeyboardInterrupt):
+            tokenizer.apply_chat_template([{"content": "old"}])
+    assert tokenizer.apply_chat_template([{"content": "new"}]) == "new"
+    child.close()
+
+
+def _interrupt(_: bytes) -> None:
+    raise KeyboardInterrupt
+
+
 def _render_in_fork(tokenizer: Tokenizer, queue: multiprocessing.Queue) -> None:
     queue.put([tokenizer.apply_chat_template([{"content": str(i)}]) for i in range(20)])
 
