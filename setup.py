@@ -66,7 +66,9 @@ class BuildKernels(build_ext):
             )
         ext.define_macros += [(f"MINILORA_HAVE_{name.upper()}", "1") for name in built if name != "baseline"]
         ext.extra_compile_args += base
-        ext.extra_link_args += [flag for flag in simd if flag == "-fopenmp"] + [flag for flag in ["-Wl,-s"] if self.links([flag])]
+        ext.extra_link_args += [flag for flag in simd if flag == "-fopenmp"] + [
+            flag for flag in ["-Wl,-s"] if self.links([flag])
+        ]
         super().build_extension(ext)
 
     def compiles(self, flags: list[str]) -> bool:

@@ -53,7 +53,9 @@ def worker() -> None:
         answer: dict[str, object] = {"info": vars(kernels.info()), "numpy": np.__version__}
         if request["task"] == "check":
             results = [*run("both"), run("forward")[0]]
-            answer["probe"] = [[float(abs(array).max()), *array.ravel()[:: array.size // 7].tolist()] for array in results]
+            answer["probe"] = [
+                [float(abs(array).max()), *array.ravel()[:: array.size // 7].tolist()] for array in results
+            ]
         else:
             run(request["part"])
             times: list[float] = []
@@ -79,7 +81,8 @@ class Side:
         )
 
     def ask(self, **request: object) -> dict:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -134,13 +137,16 @@ def main() -> None:
                     raise SystemExit(f"kernel and NumPy disagree at {sizes}")
                 for part in options.parts:
                     task = {"task": "time", "part": part, "seconds": options.seconds, **sizes}
-                    pairs = [(native.ask(**task)["seconds"], numpy.ask(**task)["seconds"]) for _ in range(options.rounds)]
+                    pairs = [
+                        (native.ask(**task)["seconds"], numpy.ask(**task)["seconds"]) for _ in range(options.rounds)
+                    ]
                     mine, their = (statistics.median(side) for side in zip(*pairs, strict=True))
                     ratio = statistics.median(other / one for one, other in pairs)
                     product, low = 2 * m * k * n, 2 * m * r * (k + n)
                     flops = {"forward": product + low, "both": 2 * product + 3 * low, "grad_x": product + low}
                     rate = f"{flops[part] / mine / 1e9:8.1f}" if part in flops else " " * 8
-                    print(f"{shape:>12} {r:>3} {m:>5}  {part:<8} {mine * 1e3:11.3f} {rate} {their * 1e3:10.3f} {ratio:7.2f}")
+                    line = f"{shape:>12} {r:>3} {m:>5}  {part:<8} {mine * 1e3:11.3f} {rate} {their * 1e3:10.3f}"
+                    print(f"{line} {ratio:7.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def lora_forward(float[:, ::1] y not None, float[:, ::1] hidden, const float[:, 
     cdef ptrdiff_t m = x.shape[0], k = x.shape[1]
     cdef ptrdiff_t n = w.shape[0] if w_is_nk else w.shape[1], r = 0
     if (a is None) != (b is None) or (a is None) != (hidden is None):
-        raise ValueError("lora_forward: a, b and hidden go together")
+        raise ShapeError("lora_forward: a, b and hidden go together: give all of them or none")
     if a is not None:
         r = a.shape[1]
     if w_is_nk:
@@ -127,6 +127,8 @@ def lora_forward(float[:, ::1] y not None, float[:, ::1] hidden, const float[:, 
     cdef const float *b0 = start(b)
     cdef const float *bias0 = &bias[0] if bias is not None and n > 0 else NULL
     cdef int layout = MINILORA_W_NK if w_is_nk else MINILORA_W_KN
+    if (<size_t>x0 | <size_t>w0 | <size_t>a0 | <size_t>b0 | <size_t>bias0) % sizeof(float):
+        raise ShapeError("lora_forward: an operand is not aligned to 4 bytes")
     n_threads = min(n_threads, thread_limit)
     with nogil:
         minilora_lora_forward_f32(y0, hidden0, x0, w0, a0, b0, bias0, &workspace[0], m, n, k, r, scale, layout,
@@ -141,11 +143,11 @@ def lora_backward(float[:, ::1] grad_x, float[:, ::1] grad_a, float[:, ::1] grad
     cdef ptrdiff_t m = grad.shape[0], n = grad.shape[1]
     cdef ptrdiff_t k = w.shape[1] if w_is_nk else w.shape[0], r = 0
     if (a is None) != (b is None):
-        raise ValueError("lora_backward: a and b go together")
+        raise ShapeError("lora_backward: a and b go together: give both or neither")
     if a is not None:
         r = a.shape[1]
     if (grad_a is not None and x is None) or (grad_b is not None and hidden is None):
-        raise ValueError("lora_backward: grad_a needs x, and grad_b needs hidden")
+        raise ShapeError("lora_backward: grad_a needs x, and grad_b needs hidden: give it, or do not ask")
     if w_is_nk:
         expect("lora_backward", "w", w.shape[0], w.shape[1], n, k, "(N, K)")
     else:
@@ -175,6 +177,8 @@ def lora_backward(float[:, ::1] grad_x, float[:, ::1] grad_a, float[:, ::1] grad
     cdef const float *a0 = start(a)
     cdef const float *b0 = start(b)
     cdef int layout = MINILORA_W_NK if w_is_nk else MINILORA_W_KN
+    if (<size_t>grad0 | <size_t>x0 | <size_t>hidden0 | <size_t>w0 | <size_t>a0 | <size_t>b0) % sizeof(float):
+        raise ShapeError("lora_backward: an operand is not aligned to 4 bytes")
     n_threads = min(n_threads, thread_limit)
     with nogil:
         minilora_lora_backward_f32(grad_x0, grad_a0, grad_b0, grad0, x0, hidden0, w0, a0, b0, &workspace[0],

@@ -129,6 +129,12 @@ def lora_backward(
             )
         return grad_x, grad_a, grad_b
     except (TypeError, ValueError, IndexError):
-        named = {"grad": (grad, "M, N"), "x": (x, "M, K"), "hidden": (hidden, "M, R"), "a": (a, "K, R"), "b": (b, "R, N")}
+        named = {
+            "grad": (grad, "M, N"),
+            "x": (x, "M, K"),
+            "hidden": (hidden, "M, R"),
+            "a": (a, "K, R"),
+            "b": (b, "R, N"),
+        }
         _complain("lora_backward", w, named)
         raise
