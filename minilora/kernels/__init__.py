@@ -11,7 +11,6 @@ MINILORA_REQUIRE_KERNELS   1: a missing kernel is an error
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType

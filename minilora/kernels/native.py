@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 
+import minilora.kernels._kernels as _kernels
 from minilora.errors import ShapeError
-from minilora.kernels import _kernels
 
 # Multiply-adds of one call into C. Python sees Ctrl-C only between calls, which should be under half a second
 # apart even on one slow core: 5e9 (10 GFLOP) is 0.25 s at 40 GFLOP/s, which AVX2 cores reach.
