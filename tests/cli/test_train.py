@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,8 @@ def test_a_run_tells_what_it_does_and_ends_with_a_command_that_uses_the_adapter(
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == f"data     {data_file}: 10 examples (completion), at most 6 tokens"
-    assert lines[2] == f"model    {model_folder}: 32,096 parameters, all frozen"
-    assert lines[3] == "adapter  7,424 trainable parameters (23.13% of the model's)"
+    assert lines[2] == f"model    {model_folder}: 23,808 parameters, all frozen"
+    assert lines[3] == "adapter  7,424 trainable parameters (31.18% of the model's)"
     assert lines[4].startswith("step 0/30  held-out loss ")
     assert lines[5].startswith("step 1/30  loss ")
     assert "tokens/s" in lines[5]
@@ -87,7 +88,7 @@ def test_json_gives_one_object_on_stdout_and_progress_on_stderr(train, data_file
     facts = json.loads(out)
     assert facts["steps"] == facts["saved"] == 2
     assert [step for step, _ in facts["eval_losses"]] == [0, 2]
-    assert (facts["trainable"], facts["parameters"]) == (7424, 32096)
+    assert (facts["trainable"], facts["parameters"]) == (7424, 23808)
     assert "step 2/2  loss" in err
 
 
@@ -283,3 +284,29 @@ def test_a_loss_that_is_not_finite_says_at_which_step_and_what_to_try(train, tmp
     assert "Warning" not in err
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+# Without the optional packages ------------------------------------------------------------------------
+
+
+def test_training_needs_neither_yaml_nor_rich(train, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    code, _, err = train("--steps", 1)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "out" / "run.yaml").read_text().startswith("schema: 1\nmodel: ")
+
+
+def test_reading_settings_without_yaml_names_the_extra(train, tmp_path, monkeypatch):
+    (tmp_path / "my.yaml").write_text("lr: 0.1")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    code, _, err = train("--config", tmp_path / "my.yaml")
+    assert code == 2
+    assert 'my.yaml: reading settings needs PyYAML; pip install "minilora[cli]"' in err
+
+
+def test_training_without_tokenizers_names_the_extra(train, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    code, _, err = train("--steps", 1)
+    assert code == 1
+    assert "minilora[models]" in err

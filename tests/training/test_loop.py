@@ -157,6 +157,12 @@ def test_the_first_loss_is_the_untrained_models(make_model, examples):
     assert run(model, examples, steps=1, batch_size=12)[1].loss == pytest.approx(want, rel=1e-12)
 
 
+def test_a_step_takes_its_own_gradient_and_none_of_earlier_steps(make_model, examples):
+    # With a rate that moves nothing and all examples in each step, every step has the same gradient.
+    norms = [e.grad_norm for e in run(make_model(), examples, steps=3, batch_size=12, lr=1e-30) if isinstance(e, Step)]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-12)
+
+
 def test_dropout_is_on_in_steps_and_off_in_held_out_losses(make_model, examples):
     seen = []
     model = make_model(lora_dropout=0.5)
@@ -324,8 +330,11 @@ def test_a_held_out_loss_that_is_not_finite_stops_with_the_step_before_on_disk(m
 
 
 def test_a_rate_beyond_reason_ends_in_the_message_not_in_warnings(make_model, examples, tmp_path, recwarn):
+    # float64 bears what float32, in which adapters are saved, does not: the save is what finds it.
     with pytest.raises(MiniloraError, match=r"weights after step 1 are not finite\n  no adapter .*try a lower lr"):
         run(make_model(), examples, steps=9, lr=1e300, save_every=1, out=tmp_path)
+    with pytest.raises(MiniloraError, match=r"the loss of step 2 is nan\n  no adapter .*lr \(now 1e\+300\)"):
+        run(make_model(), examples, steps=9, lr=1e300)
     assert not recwarn.list
 
 
