@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from minilora.errors import MiniloraError, ShapeError
 
+VJP = Callable[..., tuple[Any, ...]]  # (grad, saved, need) -> the gradient for each input, or None
+
 
 class Leaf:
     """The slot in which the gradient of one trained array accumulates."""
@@ -36,16 +38,10 @@ class Node:
     __slots__ = ("edges", "many", "name", "outputs", "saved", "vjp")
 
     def __init__(
-        self,
-        name: str,
-        vjp: Callable[..., tuple[Any, ...]],
-        edges: Sequence[Edge | None],
-        saved: Any,
-        outs: Sequence[NDArray[Any]],
-        many: bool,
+        self, name: str, vjp: VJP, edges: Sequence[Edge | None], saved: Any, outs: Sequence[NDArray[Any]], many: bool
     ) -> None:
         self.name = name
-        self.vjp: Callable[..., tuple[Any, ...]] | None = vjp
+        self.vjp: VJP | None = vjp
         self.edges = tuple(edges)
         self.saved = saved
         self.outputs = tuple((o.shape, o.dtype) for o in outs)

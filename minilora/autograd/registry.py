@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minilora import kernels
-from minilora.autograd.backward import Node
+from minilora.autograd.backward import VJP, Node
 from minilora.autograd.signature import Signature
 from minilora.autograd.tensor import Tensor, is_recording
 
@@ -48,7 +48,8 @@ class Index:
 
 
 Forward = Callable[..., tuple[Any, Any]]
-VJP = Callable[..., tuple[Any, ...]]
+Params = Mapping[str, Sequence[Any]]
+Domain = Mapping[str, Interval | Index]
 Draw = Callable[[np.random.Generator, Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -67,13 +68,7 @@ class Op:
     """
 
     def __init__(
-        self,
-        forward: Forward,
-        signature: str,
-        params: Mapping[str, Sequence[Any]],
-        domain: Mapping[str, Interval | Index],
-        source: str,
-        draw: Draw | None,
+        self, forward: Forward, signature: str, params: Params, domain: Domain, source: str, draw: Draw | None
     ) -> None:
         self.signature = Signature.parse(signature)
         self.params, self.domain, self.source, self.draw = dict(params), dict(domain), source, draw
@@ -109,11 +104,8 @@ class Op:
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Split a call's arguments into operands, in the signature's order, and parameters."""
         values = {**self._defaults, **dict(zip(self._positional, args, strict=False)), **kwargs}
-        if (
-            len(values) != len(self.__signature__.parameters)
-            or len(args) > len(self._positional)
-            or any(name in kwargs for name in self._positional[: len(args)])
-        ):
+        twice = len(args) > len(self._positional) or any(name in kwargs for name in self._positional[: len(args)])
+        if twice or values.keys() != self.__signature__.parameters.keys():
             self.__signature__.bind(*args, **kwargs)  # raises the TypeError that Python itself would
         operands: list[Any] = []
         for operand in self.signature.inputs:
@@ -146,7 +138,7 @@ class Op:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         operands, params = self.bind(args, kwargs)
-        arrays = tuple(o.data if isinstance(o, Tensor) else o for o in operands)
+        arrays = tuple(map(_plain, operands))
         self.signature.check(self.name, arrays)
         recording = is_recording()
         edges = tuple(o.edge if recording and isinstance(o, Tensor) else None for o in operands)
@@ -169,13 +161,13 @@ class Op:
         return f"<op {self.name}: {self.signature}>"
 
 
+def _plain(value: Any) -> Any:
+    """What a rule computes with: the array of a Tensor or list; all else as it is."""
+    return value.data if isinstance(value, Tensor) else np.asarray(value) if isinstance(value, list) else value
+
+
 def op(
-    signature: str,
-    *,
-    params: Mapping[str, Sequence[Any]] | None = None,
-    domain: Mapping[str, Interval | Index] | None = None,
-    source: str,
-    draw: Draw | None = None,
+    signature: str, *, params: Params | None = None, domain: Domain | None = None, source: str, draw: Draw | None = None
 ) -> Callable[[Forward], Op]:
     """Make an operator out of a forward function, and register it under the function's name.
 

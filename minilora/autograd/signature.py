@@ -3,9 +3,10 @@
     "x[*, K], W:weight[K, N], bias?[N] -> y[*, N]"
 
 An axis is a letter that must agree wherever it stands, a number, ``*`` (any leading axes, the same
-for every operand that has it), ``...`` (any shape that broadcasts with the others) or ``?`` (any shape).
-``name?`` may be None; ``*name`` stands for any number of operands; ``name:kind`` is "real" (the default:
-differentiable), "weight" (real, and may be a FrozenWeight), "int" or "bool". Several outputs are separated by commas.
+for every operand that has it), ``...`` (any shape that broadcasts with the others, or a Python number)
+or ``?`` (any shape). ``name?`` may be None; ``*name`` stands for any number of operands; ``name:kind``
+is "real" (the default: differentiable), "weight" (real, and may be a FrozenWeight), "int" or "bool".
+Several outputs are separated by commas.
 """
 
 from __future__ import annotations
@@ -75,16 +76,14 @@ class Signature:
                 if not operand.optional:
                     raise ShapeError(f"{op}: {operand.name} is None, expected an array\n  signature: {self}")
                 continue
-            if operand.kind == "real" and isinstance(array, int | float):  # promotes weakly, as in NumPy
+            if operand.axes == ("...",) and isinstance(array, int | float):  # promotes weakly, as in NumPy
                 array = np.float64(array)
-            dtype = getattr(array, "dtype", None) or np.asarray(array).dtype
+            dtype = getattr(array, "dtype", np.dtype(object))
             if dtype.kind not in _KINDS[operand.kind] or (dtype.kind == "f" and dtype.itemsize not in (4, 8)):
                 raise ShapeError(
                     f"{op}: {operand.name} has dtype {dtype}, expected {_wanted(operand.kind)}\n  signature: {self}"
                 )
-            self._match(
-                op, operand, tuple(np.shape(array) if not hasattr(array, "shape") else array.shape), sizes, owner
-            )
+            self._match(op, operand, tuple(array.shape), sizes, owner)
         return sizes
 
     def _match(

@@ -215,6 +215,26 @@ def test_ndarrays_give_an_ndarray_and_a_tensor_gives_a_tensor():
     np.testing.assert_array_equal(plain.data, [2.0, 2.0])
 
 
+def test_lists_are_taken_as_arrays():
+    np.testing.assert_array_equal(ops.embedding([[1, 0]], np.array([[1.0], [2.0]])), [[[2.0], [1.0]]])
+    assert ops.cross_entropy([[0.0, 0.0]], [1]) == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((), {}, "missing a required argument: 'x'"),
+        ((), {"z": np.ones(1), "weight": np.ones(1)}, "missing a required argument: 'x'"),
+        ((np.ones(1), np.ones(1)), {"z": 1}, "got an unexpected keyword argument 'z'"),
+        ((np.ones(1), np.ones(1)), {"x": np.ones(1)}, "multiple values for argument 'x'"),
+        ((np.ones(1), np.ones(1), 1e-6), {}, "too many positional arguments"),
+    ],
+)
+def test_wrong_arguments_raise_what_python_raises(args, kwargs, message):
+    with pytest.raises(TypeError, match=message):
+        ops.rms_norm(*args, **kwargs)
+
+
 def test_operators_work_from_the_left_of_an_array_or_number():
     x = leaf(2.0, 4.0)
     y = np.array([1.0, 1.0]) - (3 * x) + (1 - x) * -1.0

@@ -91,6 +91,14 @@ def test_a_python_number_counts_as_real():
     assert check("x[...], y[...] -> z[...]", np.ones(3, np.float32), 2) == {"...": (3,)}
 
 
+@pytest.mark.parametrize(
+    ("signature", "value"), [("x[*] -> y[*]", 2.0), ("x:int[*] -> y[*]", 3), ("x[*] -> y[*]", "text")]
+)
+def test_what_is_no_array_is_refused_where_the_rule_needs_one(signature, value):
+    with pytest.raises(ShapeError, match="op: x has dtype object, expected"):
+        check(signature, value)
+
+
 def test_half_precision_is_refused_since_no_operator_computes_in_it():
     with pytest.raises(ShapeError, match="op: x has dtype float16, expected float32 or float64"):
         check("x[*] -> y[*]", np.ones(2, np.float16))
