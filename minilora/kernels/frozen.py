@@ -101,7 +101,7 @@ class FrozenWeight:
 
     def rows(self, ids: ArrayLike) -> NDArray[Any]:
         """Return W[ids], shape (*ids.shape, out); decodes only those rows where rows are stored whole."""
-        index = np.asarray(ids)
+        index = np.asarray(ids, None if np.size(ids) else np.intp)  # [] alone would be float64
         if not self._by_rows:
             return self.dequantize()[index]
         rows = self._decode(np.ascontiguousarray(self._stored[index.reshape(-1)]))
