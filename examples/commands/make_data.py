@@ -68,6 +68,9 @@ PHRASES: dict[str, tuple[list[str], list[str]]] = {
             "I need {minutes} minutes for the {label}",
             "my {label} takes {minutes} minutes, time it",
             "let the timer run {minutes} minutes for my {label}",
+            "put a timer on the {label} for {minutes} minutes",
+            "please put on a timer for the {label}, {minutes} minutes",
+            "keep the {label} on the timer for {minutes} minutes",
         ],
         [
             "I want the timer at {minutes} minutes for the {label}",
@@ -89,6 +92,9 @@ PHRASES: dict[str, tuple[list[str], list[str]]] = {
             "let {to} know {text}",
             "message to {to}: {text}",
             "drop {to} a line that {text}",
+            'message "{text}" to {to}',
+            'write "{text}" to {to}',
+            'text {to}: "{text}"',
         ],
         [
             "please let {to} know {text}",
@@ -152,6 +158,10 @@ PHRASES: dict[str, tuple[list[str], list[str]]] = {
             "the {list} list needs {item} too",
             "don't forget {item} for the {list} list",
             "my {list} list should include {item}",
+            "{item} belongs on the {list} list",
+            "{item} has to go on my {list} list",
+            "the {list} list still lacks {item}",
+            "there is no {item} on the {list} list yet",
         ],
         [
             "please put {item} on the {list} list",
@@ -194,6 +204,9 @@ PHRASES: dict[str, tuple[list[str], list[str]]] = {
             "please schedule {title} for {time} on {day}",
             "my calendar needs {title} on {day} at {time}",
             "don't forget {title} on {day}, {time}",
+            "remind me of {title} on {day} at {time}",
+            "note {title} for {day} at {time}",
+            "don't let me miss {title} on {day} at {time}",
         ],
         [
             "please schedule {title} at {time} on {day}",
