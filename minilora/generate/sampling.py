@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minilora.errors import ConfigError
+from minilora.errors import ConfigError, MiniloraError
 
 Array = NDArray[Any]
 
@@ -28,15 +29,23 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k is {self.top_k}, expected 1 or more, or None")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}, expected a number in (0, 1], or None")
+        if not isinstance(self.temperature, Real) or not 0 <= self.temperature < np.inf:
+            raise ConfigError(f"temperature is {self.temperature!r}, expected 0 (greedy) or more")
+        if self.top_k is not None and (not isinstance(self.top_k, Integral) or self.top_k < 1):
+            raise ConfigError(f"top_k is {self.top_k!r}, expected a whole number of 1 or more, or None")
+        if self.top_p is not None and (not isinstance(self.top_p, Real) or not 0 < self.top_p <= 1):
+            raise ConfigError(f"top_p is {self.top_p!r}, expected a number in (0, 1], or None")
 
     def choose(self, logits: Array, rng: np.random.Generator) -> Array:
-        """Return one token id for each row of logits (B, V), as int64 (B,)."""
+        """Return one token id for each row of logits (B, V), as int64 (B,). MiniloraError where they are not finite.
+
+        A logit of -inf is a token that is never chosen.
+        """
+        if not np.isfinite(logits.max(axis=-1)).all():  # the largest is NaN if any is
+            raise MiniloraError(
+                "generate: the model's logits hold NaN or infinity\n"
+                "  its weights or its adapter are damaged; try without the adapter, or fetch the model again"
+            )
         if self.temperature == 0:
             return logits.argmax(axis=-1)
         scaled = logits.astype(np.float64) / self.temperature

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,13 @@ def stream(
             f"generate: input_ids has shape {ids.shape} and dtype {ids.dtype}, expected integers (batch, time) "
             "with at least one token a row"
         )
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}, expected 0 or more")
+    for name, value in (("max_new_tokens", max_new_tokens), ("seed", 0 if seed is None else seed)):
+        if not isinstance(value, Integral) or value < 0:
+            raise ConfigError(f"{name} is {value!r}, expected a whole number of 0 or more")
+    stop = tuple(stop)
+    for token in stop:
+        if not isinstance(token, Integral):
+            raise ConfigError(f"stop holds {token!r}, expected token ids")
     rows, held = ids.shape[0], cache.length + ids.shape[1]
     mask = np.ones((rows, held), bool) if attention_mask is None else np.atleast_2d(np.asarray(attention_mask)) != 0
     if mask.shape != (rows, held):
