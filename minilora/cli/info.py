@@ -8,6 +8,8 @@ import json
 import platform
 from typing import Any
 
+from minilora.errors import ConfigError
+
 EXAMPLE = """examples:
   minilora info
   minilora info --json
@@ -33,10 +35,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     extras = found.pop("extras")
     reason = found.pop("reason")
+    models = found.pop("models")
     for name, value in found.items():
         print(f"{name:12} {_shown(value)}")
     if reason:
         print(f"{'':12} the compiled kernel is missing: {reason}")
+    for name, path in models.items():
+        print(f"{'model':12} {name}: {path or 'not installed'}")
     for extra, packages in extras.items():
         missing = [name for name, version in packages.items() if version is None]
         shown = ", ".join(f"{name} {version or '(missing)'}" for name, version in packages.items())
@@ -56,6 +61,7 @@ def facts() -> dict[str, Any]:
 
     from minilora import __version__, kernels
     from minilora.formats.quant import STORAGES
+    from minilora.models.load import PACKAGED
 
     backend = kernels.info()
     return {
@@ -71,11 +77,22 @@ def facts() -> dict[str, Any]:
         "reason": backend.reason,
         "formats": ["safetensors", "gguf (v2, v3)", "PEFT adapter"],
         "storages": list(STORAGES),
+        "models": {name: _packaged(name) for name in PACKAGED},
         "extras": {
             extra: {name: _version(distribution) for name, distribution in packages}
             for extra, packages in EXTRAS.items()
         },
     }
+
+
+def _packaged(name: str) -> str | None:
+    """Where an installed package has this model, or None."""
+    from minilora.models import find_model
+
+    try:
+        return str(find_model(name))
+    except ConfigError:
+        return None
 
 
 def _version(distribution: str) -> str | None:

@@ -183,7 +183,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "save_every": _whole(1, optional=True),
     "r": _whole(1),
     "lora_alpha": _real(
-        "a finite number > 0 or nothing", lambda x: x > 0 and math.isfinite(x), optional=True
+        "a finite number other than 0, or nothing", lambda x: x != 0 and math.isfinite(x), optional=True
     ),
     "target_modules": ("all-linear, a regular expression or a list of module names", _targets),
     "lora_dropout": _real("a share in [0, 1)", lambda x: 0 <= x < 1),

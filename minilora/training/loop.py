@@ -15,7 +15,7 @@ from minilora import __version__
 from minilora.autograd import Tensor, no_grad
 from minilora.data import Batch, Dataset, Example, TrainingBatches, evaluation_batches
 from minilora.errors import ConfigError
-from minilora.lora import active_adapter, adapter_parameters, save_adapter
+from minilora.lora import LoraConfig, active_adapter, adapter_parameters, save_adapter
 from minilora.optim import AdamW, clip_grad_norm, learning_rate
 from minilora.training.config import TrainConfig
 from minilora.training.events import Evaluated, Event, Saved, Started, Step, Stopped
@@ -55,25 +55,40 @@ def steps(
     # Whole steps are drawn and then taken apart, so that accumulating changes nothing but memory and time.
     together = config.batch_size * config.accumulate
     stream = TrainingBatches(examples_of(data), batch_size=together, seed=config.seed)
-    config = config.resolved(stream.batches_per_epoch)
     params, name = adapter_parameters(model), active_adapter(model) or ""
+    config = _describing(model.adapter_choice.configs[name], config.resolved(stream.batches_per_epoch))
     folder = None if out is None else prepare_folder(out)
     notes = {"trained_on": data.kind} if isinstance(data, Dataset) else {}
     good = LastGood(params, lambda path: save_adapter(model, path, name, metadata=notes), folder)
     started = Started(config, len(data), sum(param.data.size for param in params))
     events = _events(model, stream, examples_of(eval_data), started, params, good, should_stop or (lambda: None))
-    if folder is None:
-        yield from events
-        return
-    resolved = {**(settings or {}), **dataclasses.asdict(config)}
-    write_run(folder / "run.yaml", resolved, {"minilora": __version__, **notes})
-    metrics = MetricsFile(folder / "metrics.jsonl")
+    metrics = None
+    if folder is not None:
+        resolved = {**(settings or {}), **dataclasses.asdict(config)}
+        write_run(folder / "run.yaml", resolved, {"minilora": __version__, **notes})
+        metrics = MetricsFile(folder / "metrics.jsonl")
+    was_training = model.training
     try:
         for event in events:
-            metrics.write(event)
+            if metrics is not None:
+                metrics.write(event)
             yield event
     finally:
-        metrics.close()
+        model.train(was_training)
+        if metrics is not None:
+            metrics.close()
+
+
+def _describing(adapter: LoraConfig, config: TrainConfig) -> TrainConfig:
+    """Return the settings with those of the adapter that is trained, which may have come before the run."""
+    return dataclasses.replace(
+        config,
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        target_modules=adapter.target_modules or config.target_modules,
+        lora_dropout=adapter.lora_dropout,
+        use_rslora=adapter.use_rslora,
+    )
 
 
 def _events(

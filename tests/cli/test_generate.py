@@ -79,6 +79,13 @@ def test_the_same_seed_draws_the_same_text_and_another_another(generate):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_threads_reach_the_kernels(generate, monkeypatch):
+    seen = []
+    monkeypatch.setattr("minilora.kernels.set_num_threads", seen.append)
+    assert generate("--prompt", "a", "--max-new-tokens", 1, "--threads", 3)[0] == 0
+    assert seen == [3]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -22,7 +22,7 @@ def test_json_holds_every_fact(minilora):
 def test_people_see_the_same_facts(minilora):
     code, out, _ = minilora("info")
     assert code == 0
-    lines = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith((" ", "extra")))
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith((" ", "extra", "model")))
     assert lines["backend"] == kernels.info().backend
     assert lines["minilora"] == __version__
 
@@ -34,6 +34,12 @@ def test_a_missing_kernel_is_named_with_its_reason(minilora, monkeypatch):
     _, out, _ = minilora("info")
     assert f"the compiled kernel is missing: {reason}" in out
     assert json.loads(minilora("info", "--json")[1])["reason"] == reason
+
+
+def test_packaged_models_are_listed_with_their_place(minilora, monkeypatch, tmp_path):
+    monkeypatch.setattr("minilora.models.load.importlib.util.find_spec", lambda name: None)
+    assert "model        smollm2-135m: not installed" in minilora("info")[1]
+    assert json.loads(minilora("info", "--json")[1])["models"] == {"smollm2-135m": None}
 
 
 def test_a_missing_extra_is_named_with_the_way_to_get_it(minilora, monkeypatch):

@@ -95,6 +95,16 @@ def test_a_signal_before_training_exits_130_without_a_traceback(spawn, model_fol
     assert err == "minilora: interrupted\n"
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.13])
+def test_a_killed_process_leaves_an_adapter_that_loads(train, model_folder, tmp_path, delay):
+    process = train("--save-every", 1)
+    wait_for(process, "saved in")
+    time.sleep(delay)
+    process.kill()
+    process.communicate(timeout=10)
+    assert loads(model_folder, tmp_path / "out")
+
+
 @pytest.mark.skipif(shutil.which("prlimit") is None, reason="needs prlimit")
 def test_a_full_disk_keeps_the_last_save_and_says_so(train, model_folder, tmp_path):
     process = train("--save-every", 1)

@@ -171,6 +171,7 @@ def test_dropout_is_on_in_steps_and_off_in_held_out_losses(make_model, examples)
     model.eval()
     run(model, examples, steps=2, batch_size=12, eval_data=examples, eval_every=1)
     assert seen == [False, True, False, True, False]
+    assert not model.training  # as it was before
 
 
 def test_train_returns_what_the_events_told_and_adds_the_adapter_it_needs(make_model, examples, tmp_path):
@@ -187,11 +188,13 @@ def test_train_returns_what_the_events_told_and_adds_the_adapter_it_needs(make_m
     assert result.seconds > 0
 
 
-def test_train_goes_on_with_the_adapter_that_a_model_has(make_model, examples):
+def test_train_goes_on_with_the_adapter_that_a_model_has(make_model, examples, tmp_path):
     model = make_model()
     params = adapter_parameters(model)
-    train(model, examples, TrainConfig(**QUICK, steps=1))
+    train(model, examples, TrainConfig(**QUICK, steps=1, r=64), out=tmp_path)
     assert adapter_parameters(model)[0] is params[0]
+    settings = read_run(tmp_path / "run.yaml")  # tells of the adapter that was trained
+    assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (3, 8, ["head", "hidden"])
 
 
 # Files -----------------------------------------------------------------------------------------------
