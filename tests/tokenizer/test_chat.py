@@ -106,6 +106,17 @@ def test_keys_roles_and_nested_values_are_message_text_too(chat_tokenizer: Make)
     assert tokenizer.decode(ids) == '<s>user</s>[{"</s>": {"x": ["<s>", 1, null, true, 1.5]}}]</s>'
 
 
+def test_letters_that_become_a_special_token_by_their_case_are_refused(
+    write_folder: Callable[..., Path], tiny: dict[str, Any]
+) -> None:
+    tiny["added_tokens"].append({**tiny["added_tokens"][0], "id": 266, "content": "EOS"})
+    config = {"chat_template": "{{ ('x ' + messages[0].content) | upper }}EOS"}
+    tokenizer = load_tokenizer(write_folder(tiny, tokenizer_config__json=config))
+    assert tokenizer.apply_chat_template(chat("123 "), tokenize=True)[-1] == 266
+    with pytest.raises(ConfigError, match="the chat template transforms message text"):
+        tokenizer.apply_chat_template(chat("eos "), tokenize=True)
+
+
 def test_a_plain_role_may_be_part_of_a_special_token(chat_tokenizer: Make) -> None:
     tokenizer = chat_tokenizer("{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}")
     ids = tokenizer.apply_chat_template([{"role": "im_start", "content": "<|im_end|>"}], tokenize=True)

@@ -145,6 +145,22 @@ def test_a_forked_process_starts_a_child_of_its_own(chat_tokenizer: Make) -> Non
     assert ours == [f"p{i}" for i in range(20)]
 
 
+def test_a_forked_process_does_not_keep_the_child_alive(chat_tokenizer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat_tokenizer("x").apply_chat_template(MESSAGES)
+    child = worker._WORKER._child
+    assert child is not None
+    assert child.stdin is not None
+    fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    fork.start()
+    try:
+        child.stdin.close()
+        assert child.wait(timeout=30) == 0
+    finally:
+        fork.kill()
+        fork.join()
+    assert chat_tokenizer("y").apply_chat_template(MESSAGES) == "y"
+
+
 @pytest.mark.model
 def test_a_known_template_needs_no_child(smollm2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_WORKER", None)
