@@ -98,9 +98,9 @@ def output_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
 
 def single_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
     """Computed in float32, outputs and gradients are those of float64 within float32's rounding."""
-    exact = call.cast(np.float32).cast(np.float64)
-    grads = [frozen(g.astype(np.float32)) for g in _cotangents(call.forward()[0], rng)]
-    _assert_near(exact, call.cast(np.float32), grads, np.float32, rng, "in float32")
+    single = call.cast(np.float32)
+    grads = _cotangents(single.forward()[0], rng)
+    _Expected(single, grads, np.float32, rng).assert_given_by(single, "in float32")
 
 
 def purity_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
@@ -121,8 +121,9 @@ def purity_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
 def layout_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
     """Fortran order, strides, reversed and transposed views give what contiguous arrays give."""
     other = call.having({i: relaid(a, rng) for i, a in enumerate(call.arrays) if isinstance(a, np.ndarray)})
-    outs, _ = call.forward()
-    _assert_near(call, other, _cotangents(outs, rng), np.float64, rng, "for other memory layouts", relay=True)
+    grads = _cotangents(call.forward()[0], rng)
+    expected = _Expected(call, grads, np.float64, rng)
+    expected.assert_given_by(other, "for other memory layouts", grads=[relaid(g, rng) for g in grads])
 
 
 def empty_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
@@ -159,9 +160,8 @@ def frozen_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
     for dtype, ordered in itertools.product((np.float32, np.float64), in_order):
         plain = call.cast(dtype)
         held = plain.having({i: FrozenWeight(ordered(plain.arrays[i])) for i in weights})
-        outs, _ = plain.forward()
-        grads = _cotangents(outs, rng)
-        _assert_near(plain, held, [frozen(g) for g in grads], dtype, rng, "with a FrozenWeight", need=held.need())
+        expected = _Expected(plain, _cotangents(plain.forward()[0], rng), dtype, rng)
+        expected.assert_given_by(held, "with a FrozenWeight")
 
 
 def shape_error_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
@@ -207,19 +207,16 @@ def kernel_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
     """The compiled kernel gives what the reference gives in float64, within float32's rounding, for every need."""
     rule = call.op.kernel
     assert rule is not None
-    exact = call.cast(np.float32).cast(np.float64)
-    outs, _ = exact.forward()
-    grads = [frozen(g.astype(np.float32)) for g in _cotangents(outs, rng)]
     single = call.cast(np.float32)
+    grads = _cotangents(single.forward()[0], rng)
+    expected = _Expected(single, grads, np.float32, rng)
     strided = single.having({i: relaid(a, rng) for i, a in enumerate(single.arrays) if isinstance(a, np.ndarray)})
     weights = [i for i, o in enumerate(call.operands) if o.kind == "weight"]
     held = single.having({i: FrozenWeight(single.arrays[i]) for i in weights})
     for variant in (single, strided, held):
+        cotangents = [relaid(g, rng) for g in grads] if variant is strided else grads
         for subset in subsets(variant.real):
-            _assert_near(
-                exact, variant, grads, np.float32, rng, "by the kernel", rule=rule, need=variant.need(subset),
-                relay=variant is strided,
-            )  # fmt: skip
+            expected.assert_given_by(variant, "by the kernel", rule, subset, cotangents)
 
 
 def laws(op: Op) -> tuple[Law, ...]:
@@ -248,9 +245,10 @@ def check(law: Law, op: Op, settings: Any = None) -> Tally:
     from minilora.testing import strategies
 
     tally = Tally()
+    sizes = strategies.KERNEL_SIZES if law is kernel_law else strategies.SIZES
 
     @(settings or hypothesis.settings())
-    @hypothesis.given(strategies.calls(op), strategies.generators())
+    @hypothesis.given(strategies.calls(op, sizes), strategies.generators())
     def run(call: Call, rng: np.random.Generator) -> None:
         with strict():
             if law is not empty_law:
@@ -311,47 +309,44 @@ def _same(these: Sequence[Any], those: Sequence[Any]) -> bool:
     )
 
 
-def _assert_near(
-    exact: Call,
-    other: Call,
-    grads: Sequence[Array],
-    dtype: Any,
-    rng: np.random.Generator,
-    how: str,
-    *,
-    rule: Rule | None = None,
-    need: tuple[bool, ...] | None = None,
-    relay: bool = False,
-) -> None:
-    """Fail unless ``other`` gives what the reference gives for ``exact``, within the rounding of ``dtype``."""
-    need = exact.need() if need is None else need
-    names = exact.names
-    count = tolerance.roundings(np.shape(a) for a in (*exact.arrays, *grads) if a is not None)
-    double = exact.cast(np.float64)
-    wanted, _ = double.forward()
-    outs, saved = other.forward(need, rule)
-    bound = tolerance.rounding_bound(count, movement(_outputs(double), double.arrays, rng), dtype)
-    for want, out in zip(wanted, outs, strict=True):
-        _assert_close(want, out, bound, f"{exact.op.name}: the output {how}")
-    if not any(need):
-        return
+class _Expected:
+    """What the reference gives in float64 for a call, and how far a computation in ``dtype`` may be off."""
 
-    def pulled(*arrays: Any) -> Sequence[Array]:
-        call, cotangents = double.having(dict(enumerate(arrays[: len(names)]))), arrays[len(names) :]
-        parts = call.vjp(cotangents, call.forward(need)[1], need)
-        return [p for p in parts if p is not None]
+    def __init__(self, call: Call, grads: Sequence[Array], dtype: Any, rng: np.random.Generator) -> None:
+        self.op, self.names, self.grads = call.op, call.names, grads
+        self.exact = exact = call.cast(np.float64)
 
-    inputs = [*double.arrays, *(np.asarray(g, np.float64) for g in grads)]
-    bound = tolerance.rounding_bound(count, movement(pulled, inputs, rng), dtype)
-    parts = other.vjp([relaid(g, rng) for g in grads] if relay else grads, saved, need, rule)
-    expected = iter(pulled(*inputs))
-    for name, part, wanted_here in zip(names, parts, need, strict=True):
-        where = f"{exact.op.name}: the gradient for {name} {how}"
-        if wanted_here:
-            assert part is not None, f"{where} is None"
-            _assert_close(next(expected), part, bound, where)
-        else:
-            assert part is None, f"{where} should be None: it is not needed"
+        def pulled(*inputs: Any) -> list[Array]:
+            there = exact.having(dict(enumerate(inputs[: len(call.arrays)])))
+            parts = there.vjp(inputs[len(call.arrays) :], there.forward()[1])
+            return [np.asarray(parts[i]) for i in exact.real]
+
+        inputs = [*exact.arrays, *(np.asarray(g, np.float64) for g in grads)]
+        self.outs = exact.forward()[0]
+        self.parts = dict(zip(exact.real, pulled(*inputs), strict=True)) if exact.real else {}
+        count = tolerance.roundings(np.shape(a) for a in inputs if a is not None)
+        out_size = movement(_outputs(exact), exact.arrays, rng)
+        part_size = movement(pulled, inputs, rng) if exact.real else 0.0
+        self.out_bound = tolerance.rounding_bound(count, out_size, dtype)
+        self.part_bound = tolerance.rounding_bound(count, part_size, dtype)
+
+    def assert_given_by(
+        self, other: Call, how: str, rule: Rule | None = None, positions: Sequence[int] | None = None, grads: Any = None
+    ) -> None:
+        """Fail unless ``other`` gives the same by ``rule``, with the gradients at ``positions`` needed."""
+        need = other.need(positions)
+        outs, saved = other.forward(need, rule)
+        for want, out in zip(self.outs, outs, strict=True):
+            _assert_close(want, out, self.out_bound, f"{self.op.name}: the output {how}")
+        if not any(need):
+            return
+        for i, part in enumerate(other.vjp(grads or self.grads, saved, need, rule)):
+            where = f"{self.op.name}: the gradient for {self.names[i]} {how}"
+            if need[i]:
+                assert part is not None, f"{where} is None"
+                _assert_close(self.parts[i], part, self.part_bound, where)
+            else:
+                assert part is None, f"{where} should be None: it is not needed"
 
 
 def _assert_close(want: Array, got: Array, bound: float, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from minilora.autograd import Op
 from minilora.testing.draws import FILLS, Call, axes, draw
 
 SIZES = (2, 1, 3, 0, 5)  # Hypothesis shrinks towards the first
+KERNEL_SIZES = (*SIZES, 16, 17, 64, 65, 130)  # also whole blocks of a kernel, and what is left over
 
 
-def dims() -> st.SearchStrategy[int]:
+def dims(sizes: Sequence[int] = SIZES) -> st.SearchStrategy[int]:
     """The size of one axis: also empty, one, and odd."""
-    return st.sampled_from(SIZES)
+    return st.sampled_from(sizes)
 
 
 def shapes(max_axes: int = 3) -> st.SearchStrategy[tuple[int, ...]]:
@@ -37,10 +39,10 @@ def arrays(
     return st.builds(lambda s, rng: rng.uniform(-size, size, s).astype(dtype), shaped, generators())
 
 
-def calls(op: Op) -> st.SearchStrategy[Call]:
-    """A call of ``op`` with operands from its record."""
-    sizes = st.fixed_dictionaries({axis: shapes() if axis in ("*", "...") else dims() for axis in axes(op)})
+def calls(op: Op, sizes: Sequence[int] = SIZES) -> st.SearchStrategy[Call]:
+    """A call of ``op`` with operands from its record, whose lettered axes have one of ``sizes``."""
+    chosen = st.fixed_dictionaries({axis: shapes() if axis in ("*", "...") else dims(sizes) for axis in axes(op)})
     params = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in op.params.items()})
     return st.builds(
-        lambda s, p, rng, fill: draw(op, rng, s, p, fill), sizes, params, generators(), st.sampled_from(FILLS)
+        lambda s, p, rng, fill: draw(op, rng, s, p, fill), chosen, params, generators(), st.sampled_from(FILLS)
     )
