@@ -14,15 +14,16 @@ from minilora.errors import FormatError
 from minilora.formats.mapped import printable
 from minilora.formats.quant import STORAGES, Storage
 
-# Bounds on what a file may claim, above what real models hold: the largest vocabularies have some 800,000 strings
-# (tokens and merges).  Under each of them opening takes less than a second and less than 3 x file + 64 MB of memory;
-# a Python string may take four times its bytes in the file, and five while it is decoded.
+# Bounds on what a file may claim, above what real models hold: the largest vocabularies have some 780,000 strings
+# (tokens and merges) in 15 MB.  Under each of them opening takes less than a second and less memory than
+# 3 x file + 64 MB, the mapped pages included: a Python string may take four times its bytes in the file, and five
+# while it is decoded.
 MAX_KEYS = 1 << 14
 MAX_TENSORS = 1 << 15
-MAX_STRINGS = 1_000_000  # in all arrays together
+MAX_STRINGS = 900_000  # in all arrays together
 MAX_NUMBERS = 1_000_000  # in all arrays together
-MAX_TEXT = 16 << 20  # bytes of a string
-MAX_METADATA = 48 << 20  # bytes
+MAX_TEXT = 8 << 20  # bytes of a string
+MAX_METADATA = 24 << 20  # bytes
 MAX_ALIGNMENT = 1 << 16  # bytes
 MAX_DIMS = 4
 MAX_NAME = 63  # bytes of a tensor's name

@@ -90,9 +90,7 @@ class SafetensorsFile:
         count = (info.end - info.begin) * 8 // bits
         # An empty tensor at the very end of the file has no byte that frombuffer could point to.
         flat = np.frombuffer(self._data, code, count, info.begin) if count else np.empty(0, code)
-        view = flat.reshape(info.shape)
-        view.flags.writeable = False
-        return view
+        return flat.reshape(info.shape)
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Return a tensor to compute with: aligned, native, read-only if a view; bfloat16 as float32."""

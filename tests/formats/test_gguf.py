@@ -163,7 +163,7 @@ BAD = {
     "an array whose size would wrap": (kv(pair("a", array(4, 2**62, b"\0" * 9))), "4611686018427387904 numbers"),
     "an array of 2**64 - 1 strings": (
         kv(pair("a", array(STRING, 2**64 - 1, b"\0" * 9))),
-        "18446744073709551615 strings, expected at most 1000000",
+        "18446744073709551615 strings, expected at most 900000",
     ),
     "more strings than fit": (
         kv(pair("a", array(STRING, 3, b"\0" * 23))),
@@ -176,6 +176,10 @@ BAD = {
     "an array with a string too long": (
         kv(pair("a", array(STRING, 1, string("x", length=9)))),
         "'a'[0] takes 9 bytes, but 1 are left",
+    ),
+    "an array with a string one byte too long": (
+        kv(pair("a", array(STRING, 1, string("xyz", length=4)))),
+        "'a'[0] takes 4 bytes, but 3 are left",
     ),
     "an array with a string of 2**64 - 1": (
         kv(pair("a", array(STRING, 1, string("x", length=2**64 - 1)))),
@@ -491,6 +495,19 @@ def test_too_much_metadata_is_refused(tmp_path, monkeypatch):
         open_gguf(path)
 
 
+def test_a_string_over_the_limit_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "t.gguf"
+    monkeypatch.setattr(gguf_header, "MAX_TEXT", 100)
+    path.write_bytes(kv(pair("a", "x" * 100), pair("b", ["y", "z" * 100])))
+    assert open_gguf(path).metadata == {"a": "x" * 100, "b": ["y", "z" * 100]}
+    path.write_bytes(kv(pair("a", "x" * 101)))
+    with pytest.raises(FormatError, match="value of 'a' has 101 bytes, expected at most 100"):
+        open_gguf(path)
+    path.write_bytes(kv(pair("b", ["y", "z" * 101])))
+    with pytest.raises(FormatError, match=r"'b'\[1\] has 101 bytes, expected at most 100"):
+        open_gguf(path)
+
+
 def _strings(count, text):
     return pair("s", array(STRING, count, string(text) * count))
 
@@ -520,23 +537,30 @@ GREEDY = {
     ),
     "numbers of two bytes": lambda: gguf_bytes([_numbers("u16", gguf_header.MAX_NUMBERS)]),
     "numbers of eight bytes": lambda: gguf_bytes([_numbers("f64", gguf_header.MAX_NUMBERS)]),
+    "one string as long as all metadata may be": lambda: gguf_bytes(
+        [pair("a", "x" * (gguf_header.MAX_METADATA - 99) + "\U0001f600")]
+    ),
     "keys": lambda: gguf_bytes(_keys()),
     "tensors": lambda: gguf_bytes(**_infos()),
-    "a lying count of strings": lambda: kv(pair("s", array(STRING, 10**6, b"\0" * 8 * 10**6 + b"\xff"))),
+    "a lying count of strings": lambda: kv(pair("s", array(STRING, 900_000, b"\0" * 7_200_000 + b"\xff"))),
 }
 
 
+# VmHWM, since getrusage's ru_maxrss starts at the parent's size.
 MEASURE = """
-import resource, sys, time
+import re, sys, time
 from minilora.errors import FormatError
 from minilora.formats.gguf import open_gguf
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-began = time.process_time()
+
+def memory(field):
+    return int(re.search(field + r":\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
+before, began = memory("VmRSS"), time.process_time()
 try:
     file = open_gguf(sys.argv[1])
 except FormatError:
     pass
-print(time.process_time() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(time.process_time() - began, memory("VmHWM") - before)
 """
 
 
