@@ -109,12 +109,12 @@ def test_keys_roles_and_nested_values_are_message_text_too(chat_tokenizer: Make)
 def test_letters_that_become_a_special_token_by_their_case_are_refused(
     write_folder: Callable[..., Path], tiny: dict[str, Any]
 ) -> None:
-    tiny["added_tokens"].append({**tiny["added_tokens"][0], "id": 266, "content": "EOS"})
-    config = {"chat_template": "{{ ('x ' + messages[0].content) | upper }}EOS"}
+    tiny["added_tokens"].append({**tiny["added_tokens"][0], "id": 266, "content": "QUZ"})
+    config = {"chat_template": "{{ ('x ' + messages[0].content) | upper }}QUZ"}
     tokenizer = load_tokenizer(write_folder(tiny, tokenizer_config__json=config))
     assert tokenizer.apply_chat_template(chat("123 "), tokenize=True)[-1] == 266
     with pytest.raises(ConfigError, match="the chat template transforms message text"):
-        tokenizer.apply_chat_template(chat("eos "), tokenize=True)
+        tokenizer.apply_chat_template(chat("quz "), tokenize=True)
 
 
 def test_a_plain_role_may_be_part_of_a_special_token(chat_tokenizer: Make) -> None:
