@@ -30,19 +30,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else BAD_USAGE
     try:
         code: int = args.run(args)
-        sys.stdout.flush()
-        return code
     except KeyboardInterrupt:
         print("minilora: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as in `minilora info | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+    except BrokenPipeError:
+        code = FAILED
     except Exception as error:
         if args.debug:
             raise
         print(f"minilora {args.verb}: error: {_said(error)}", file=sys.stderr)
         return BAD_USAGE if isinstance(error, ConfigError) else FAILED
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output went away, as in `minilora info | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code or FAILED
+    return code
 
 
 def _said(error: Exception) -> str:
@@ -75,7 +78,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     args, unknown = parser.parse_known_args(words)
     if unknown:
         sub = subs[args.verb]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], sub._option_string_actions, n=1)
+        given = unknown[0].split("=")[0]
+        if given in sub._option_string_actions:
+            sub.error(f"{given} stands before the verb; put it after {args.verb}")
+        near = difflib.get_close_matches(given, sub._option_string_actions, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         sub.error(f"no such option: {unknown[0]}{hint}")
     return args

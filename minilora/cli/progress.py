@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TextIO
 
 from minilora.training.events import Evaluated, Event, Saved, Started, Step, Stopped
@@ -23,8 +23,9 @@ class Lines:
         self.spent = 0.0  # seconds in steps
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        print(text, file=self.out, flush=True)
+        """Print a line; one that nobody can read any more is no reason to lose what was trained."""
+        with contextlib.suppress(BrokenPipeError):  # as in `minilora train | tee log`: Ctrl-C ends tee too
+            print(text, file=self.out, flush=True)
 
     def show(self, event: Event) -> None:
         """Report one event of training.steps."""
@@ -65,7 +66,7 @@ class Bar(Lines):
             super().show(event)
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress(out: TextIO) -> Iterator[Lines]:
     """Show events on ``out``: a Bar where it is a terminal and rich is installed, else Lines."""
     if not out.isatty() or os.environ.get("TERM") == "dumb":

@@ -56,6 +56,17 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_its_code(train, model_f
     assert f"stopped after step {json.loads(steps[-1])['step']} by" in out
 
 
+def test_a_reader_that_goes_away_does_not_cost_what_was_trained(train, model_folder, tmp_path):
+    process = train()
+    wait_for(process, "loss")
+    process.stdout.close()  # as Ctrl-C does to tee in `minilora train | tee log`
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert loads(model_folder, tmp_path / "out")
+
+
 def test_a_second_signal_stops_at_once_and_leaves_no_temporary_file(spawn, model_folder, data_file, tmp_path):
     # Steps that last for ever: the first signal cannot be answered before the second comes.
     code = (

@@ -46,6 +46,12 @@ def test_an_unknown_option_is_answered_with_the_nearest(minilora):
     assert "minilora train: error: no such option: --max-lenght; did you mean --max-length?" in err
 
 
+def test_an_option_before_the_verb_is_told_where_it_belongs(minilora):
+    code, _, err = minilora("--debug", "info")
+    assert code == 2
+    assert "minilora info: error: --debug stands before the verb; put it after info" in err
+
+
 def test_options_are_not_abbreviated(minilora):
     code, _, err = minilora("train", "--max-len", 3)
     assert code == 2
