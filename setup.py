@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -34,51 +35,49 @@ class BuildKernels(build_ext):
     """Compile the kernel, or record why it could not be."""
 
     def run(self) -> None:
+        inplace = self.inplace  # run() of the parent class changes it, and may not change it back
         try:
-            if sys.platform == "win32":
-                raise RuntimeError("the kernel is not built on Windows")
+            check_tools()
             translate(self.extensions[0])
             super().run()
             reason = None
         except Exception as error:
             # Compilers fail in as many ways as there are compilers; none of them may stop the install.
-            reason = " ".join(f"{error}".split()) or type(error).__name__
             if REQUIRED:
                 raise
+            if isinstance(error, FileNotFoundError):
+                error = RuntimeError(f"no C compiler was found ({error.filename}); install gcc")
+            reason = " ".join(f"{error}".split()) or type(error).__name__
             self.extensions = []
             print(f"minilora: the compiled kernel was not built: {reason}")
             print("minilora: installing with the NumPy backend; set MINILORA_REQUIRE_KERNELS=1 to make this an error")
-        self.write_reason(reason)
+        self.write_reason(reason, Path() if inplace else Path(self.build_lib))
 
     def build_extension(self, ext: Extension) -> None:
         # The compiler was set up by run(), so only here can it be asked what it understands.
-        simd = next((flags for flags in (["-fopenmp"], ["-fopenmp-simd"]) if self.compiles(flags)), [])
+        choices = ["-fopenmp"], ["-fopenmp-simd"]
+        simd = next((flags for flags in choices if self.works(compile_flags=flags, link_flags=flags)), [])
         # ISO mode would switch the fused multiply-add off, which is half the speed.
         base = ["-std=c11", "-ffp-contract=fast", "-O3", "-g0", *simd]
-        built = [name for name, flags in INSTRUCTION_SETS.items() if self.compiles(flags)]
-        for name in built:
+        for name, flags in INSTRUCTION_SETS.items():
+            if name != "baseline":
+                if not self.works(compile_flags=flags, link_flags=[]):
+                    continue
+                ext.define_macros.append((f"MINILORA_HAVE_{name.upper()}", "1"))
             ext.extra_objects += self.compiler.compile(
                 [str(CSRC / f"{source}.c") for source in SOURCES],
                 output_dir=os.path.join(self.build_temp, name),
                 macros=[("MINILORA_SUFFIX", f"_{name}")],
-                extra_postargs=base + INSTRUCTION_SETS[name],
+                extra_postargs=base + flags,
                 depends=ext.depends,
             )
-        ext.define_macros += [(f"MINILORA_HAVE_{name.upper()}", "1") for name in built if name != "baseline"]
         ext.extra_compile_args += base
-        ext.extra_link_args += [flag for flag in simd if flag == "-fopenmp"] + [
-            flag for flag in ["-Wl,-s"] if self.links([flag])
-        ]
+        strip = ["-Wl,-s"] if self.works(compile_flags=[], link_flags=["-Wl,-s"]) else []
+        ext.extra_link_args += [flag for flag in simd if flag == "-fopenmp"] + strip
         super().build_extension(ext)
 
-    def compiles(self, flags: list[str]) -> bool:
-        """Say whether a small OpenMP program compiles and links with these flags."""
-        return self.tries(flags, flags)
-
-    def links(self, flags: list[str]) -> bool:
-        return self.tries([], flags)
-
-    def tries(self, compile_flags: list[str], link_flags: list[str]) -> bool:
+    def works(self, *, compile_flags: list[str], link_flags: list[str]) -> bool:
+        """Say whether a small program, which uses OpenMP where that is on, compiles and links with these flags."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "try.c")
             source.write_text(
@@ -92,8 +91,7 @@ class BuildKernels(build_ext):
                 return False
             return True
 
-    def write_reason(self, reason: str | None) -> None:
-        folder = Path() if self.inplace else Path(self.build_lib)
+    def write_reason(self, reason: str | None, folder: Path) -> None:
         target = folder / "minilora" / "kernels" / "_build.py"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(
@@ -113,6 +111,15 @@ class CopySources(build_py):
         target.mkdir(parents=True, exist_ok=True)
         for source in sorted([*CSRC.glob("*.c"), *CSRC.glob("*.h")]):
             shutil.copyfile(source, target / source.name)
+
+
+def check_tools() -> None:
+    """Name what is missing before a compiler's own message does, which is about something else."""
+    if sys.platform == "win32":
+        raise RuntimeError("the kernel is not built on Windows")
+    headers = [Path(sysconfig.get_path(name), "Python.h") for name in ("include", "platinclude")]
+    if not any(header.exists() for header in headers):
+        raise RuntimeError(f"{headers[0]} is missing; install Python's headers (Debian: python3-dev)")
 
 
 def translate(ext: Extension) -> None:
