@@ -60,9 +60,7 @@ def run(args: argparse.Namespace) -> int:
     stops = {*model.config.eos_token_ids, *tokenizer.eos_token_ids}
     decoder, text, new, began = tokenizer.stream(), "", 0, time.perf_counter()
     ended = "length"
-    for tokens in stream(
-        model, [ids], max_new_tokens=limit, stop=stops, sampling=sampling, seed=args.seed
-    ):
+    for tokens in stream(model, [ids], max_new_tokens=limit, stop=stops, sampling=sampling, seed=args.seed):
         token = int(tokens[0])
         if token in stops:
             ended = "end token"

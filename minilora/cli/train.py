@@ -141,9 +141,7 @@ def _train(
     prepare_folder(paths["out"])  # what is wrong with the files is said before anything slow is done
     records = {name: read_examples(paths[name]) for name in ("data", "eval_data") if paths[name] is not None}
     tokenizer = load_tokenizer(found)
-    data = {
-        name: encode_examples(lines, tokenizer, max_length=config.max_length) for name, lines in records.items()
-    }
+    data = {name: encode_examples(lines, tokenizer, max_length=config.max_length) for name, lines in records.items()}
     for name, dataset in data.items():
         say_data(shown.say, paths[name], dataset)
     model = load_model(found)

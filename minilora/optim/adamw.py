@@ -109,9 +109,7 @@ class AdamW:
         names = ("lr", "betas", "eps", "weight_decay", "state")
         missing = [name for name in names if name not in state_dict]
         if missing:
-            raise ConfigError(
-                f"AdamW.load_state_dict: {', '.join(missing)} missing; wanted what state_dict() gave"
-            )
+            raise ConfigError(f"AdamW.load_state_dict: {', '.join(missing)} missing; wanted what state_dict() gave")
         state = state_dict["state"]
         if sorted(state) != list(range(len(self.params))):
             raise ConfigError(
@@ -140,9 +138,7 @@ def _check_settings(lr: float, betas: tuple[float, float], eps: float, weight_de
     wrong = []
     if not (lr >= 0 and math.isfinite(lr)):
         wrong.append(f"lr is {lr}, wanted a finite number >= 0")
-    wrong += [
-        f"betas[{i}] is {beta}, wanted 0 <= beta < 1" for i, beta in enumerate(betas) if not 0.0 <= beta < 1.0
-    ]
+    wrong += [f"betas[{i}] is {beta}, wanted 0 <= beta < 1" for i, beta in enumerate(betas) if not 0.0 <= beta < 1.0]
     if not (eps > 0 and math.isfinite(eps)):
         wrong.append(f"eps is {eps}, wanted a finite number > 0")
     if not (weight_decay >= 0 and math.isfinite(weight_decay)):
@@ -153,9 +149,7 @@ def _check_settings(lr: float, betas: tuple[float, float], eps: float, weight_de
 
 def _check_params(params: list[Tensor]) -> None:
     if not params:
-        raise ConfigError(
-            "AdamW: nothing to train; pass at least one Tensor, as adapter_parameters(model) gives them"
-        )
+        raise ConfigError("AdamW: nothing to train; pass at least one Tensor, as adapter_parameters(model) gives them")
     for i, param in enumerate(params):
         if not (hasattr(param, "data") and hasattr(param, "grad")):
             raise ConfigError(

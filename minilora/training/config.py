@@ -111,9 +111,7 @@ def refuse_unknown(found: Iterable[str], known: Iterable[str], *, where: str) ->
             near = difflib.get_close_matches(ALIASES.get(str(name), str(name)), known, n=1)
             unknown.append(f"{name!r} (did you mean {near[0]!r}?)" if near else f"{name!r}")
     if unknown:
-        raise ConfigError(
-            f"{where}: no such setting: {', '.join(unknown)}\n  settings are {', '.join(known)}"
-        )
+        raise ConfigError(f"{where}: no such setting: {', '.join(unknown)}\n  settings are {', '.join(known)}")
 
 
 # What other tools call the same things.
@@ -148,9 +146,7 @@ def _whole(low: int, *, optional: bool = False) -> tuple[str, Callable[[Any], bo
     return f"a whole number >= {low}" + (" or nothing" if optional else ""), holds
 
 
-def _real(
-    wanted: str, test: Callable[[float], bool], *, optional: bool = False
-) -> tuple[str, Callable[[Any], bool]]:
+def _real(wanted: str, test: Callable[[float], bool], *, optional: bool = False) -> tuple[str, Callable[[Any], bool]]:
     def holds(value: Any) -> bool:
         if value is None:
             return optional

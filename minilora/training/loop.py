@@ -119,9 +119,7 @@ def _events(
     yield Stopped(step, reason or "finished")
 
 
-def _step(
-    model: Any, optimizer: AdamW, batch: Batch, config: TrainConfig, step: int, good: LastGood
-) -> Step:
+def _step(model: Any, optimizer: AdamW, batch: Batch, config: TrainConfig, step: int, good: LastGood) -> Step:
     began = time.perf_counter()
     optimizer.zero_grad()
     optimizer.lr = learning_rate(

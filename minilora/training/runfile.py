@@ -59,9 +59,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
         raise FormatError(f"{path}: holds no settings; wanted lines like `lr: 0.001`")
     schema = found.pop("schema", SCHEMA)
     if schema != SCHEMA:
-        raise FormatError(
-            f"{path}: schema {schema!r}, this minilora reads {SCHEMA}; a newer minilora wrote it?"
-        )
+        raise FormatError(f"{path}: schema {schema!r}, this minilora reads {SCHEMA}; a newer minilora wrote it?")
     found.pop("record", None)
     return found
 

@@ -92,9 +92,7 @@ def data_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def chat_file(tmp_path_factory):
-    chats = [
-        {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": a + a}]} for a in "abcdef"
-    ]
+    chats = [{"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": a + a}]} for a in "abcdef"]
     return write_lines(tmp_path_factory.mktemp("chat") / "chat.jsonl", chats)
 
 
@@ -119,9 +117,7 @@ def spawn():
 
     def start(*words: object, command: list | None = None) -> subprocess.Popen:
         whole = [str(word) for word in (*(command or [sys.executable, "-m", "minilora"]), *words)]
-        return subprocess.Popen(
-            whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
+        return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     return start
 

@@ -28,7 +28,7 @@ def closed_form(start: np.ndarray, grads: list[np.ndarray], lr, betas, eps, weig
     for t in range(1, len(grads) + 1):
         seen = np.stack(grads[:t]).astype(np.float64)
         ages = np.arange(t - 1, -1, -1).reshape(-1, *[1] * start.ndim)
-        by_age = [(1 - beta) * beta**ages.astype(np.float64) for beta in betas]
+        by_age = [(1 - beta) * beta ** ages.astype(np.float64) for beta in betas]
         mean = (by_age[0] * seen).sum(0) / by_age[0].sum()
         square = (by_age[1] * seen**2).sum(0) / by_age[1].sum()
         weight = weight - lr * (weight_decay * weight + mean / (np.sqrt(square) + eps))

@@ -222,7 +222,7 @@ def test_the_folder_holds_adapter_metrics_and_settings(make_model, examples, tmp
     other = type(model)()
     receipt = load_adapter(other, out, trainable=True)
     assert receipt.metadata["trained_on"] == "completion"
-    assert "trained_on: \"completion\"" in (out / "run.yaml").read_text()
+    assert 'trained_on: "completion"' in (out / "run.yaml").read_text()
     for a, b in zip(weights(model), weights(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-7)  # stored as float32
 
