@@ -45,9 +45,9 @@ class BuildKernels(build_ext):
             # Compilers fail in as many ways as there are compilers; none of them may stop the install.
             if REQUIRED:
                 raise
-            if isinstance(error, FileNotFoundError):
-                error = RuntimeError(f"no C compiler was found ({error.filename}); install gcc")
             reason = " ".join(f"{error}".split()) or type(error).__name__
+            if "No such file or directory" in reason:  # setuptools wraps the FileNotFoundError of the compiler
+                reason = f"no C compiler was found; install gcc ({reason})"
             self.extensions = []
             print(f"minilora: the compiled kernel was not built: {reason}")
             print("minilora: installing with the NumPy backend; set MINILORA_REQUIRE_KERNELS=1 to make this an error")
