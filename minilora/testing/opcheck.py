@@ -247,7 +247,7 @@ def check(law: Law, op: Op, settings: Any = None) -> Tally:
     tally = Tally()
     sizes = strategies.KERNEL_SIZES if law is kernel_law else strategies.SIZES
 
-    @(settings or hypothesis.settings())
+    @(settings or hypothesis.settings(deadline=None))
     @hypothesis.given(strategies.calls(op, sizes), strategies.generators())
     def run(call: Call, rng: np.random.Generator) -> None:
         with strict():
