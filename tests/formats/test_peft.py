@@ -204,6 +204,12 @@ def test_a_truncated_tensor_file_is_refused_at_every_length(tmp_path):
             read_peft(tmp_path)
 
 
+def test_a_number_that_json_lacks_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_peft(tmp_path, {**CONFIG, "lora_alpha": float("nan")}, factors())
+    assert not (tmp_path / "adapter_config.json").exists()
+
+
 def test_a_place_that_cannot_be_written_is_a_minilora_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MiniloraError, match=r"cannot make this folder: .*; choose another path"):
