@@ -208,3 +208,14 @@ def test_remembered_transitions_are_forgotten_before_they_fill_the_memory():
     assert ours.first("ab" * 400) == 0
     assert ours._remembered <= 500_000
     assert ours.first("ab" * 400) == 0
+
+
+def test_the_whole_message_says_where_what_and_what_to_do():
+    with pytest.raises(ConfigError) as caught:
+        Patterns(["a.*", "ab(?=c)"], "exclude_modules")
+    assert str(caught.value) == (
+        "exclude_modules: the regular expression 'ab(?=c)' uses look-ahead, which is refused (at character 2)\n"
+        "  patterns are matched in linear time; available are literals, ., classes, groups, |, * + ? {m,n}, ^ $ \\b"
+    )
+    with pytest.raises(ConfigError, match=r"'a\(b' opens a group that is never closed \(at character 1\)"):
+        Patterns(["a(b"], "exclude_modules")
