@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora.errors import ConfigError
-from minilora.lora.pattern import MAX_DEPTH, MAX_LENGTH, Patterns
+from minilora.lora.pattern import Patterns
+from minilora.lora.pattern_syntax import MAX_DEPTH, MAX_LENGTH
 
 CHARACTERS = "ab.1_ \n-"
 
