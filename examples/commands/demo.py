@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import math
 import shutil
 import sys
 import time
@@ -26,7 +26,6 @@ from minilora.cli.progress import clock, memory, progress
 from minilora.data import Record, encode_examples, left_pad, read_examples, rows_by_length
 from minilora.generate import KVCache
 from minilora.models import find_model
-from minilora.tokenizer import load_tokenizer
 from minilora.training import Evaluated, Step, TrainConfig, lora_config, steps
 
 HERE = Path(__file__).resolve().parent
@@ -45,8 +44,7 @@ class Answers:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit code."""
     args = _arguments(argv)
-    path = find_model(args.model)
-    return run(ml.load_model(path), load_tokenizer(path), path, args)
+    return run(ml.load_model(args.model), ml.load_tokenizer(args.model), find_model(args.model), args)
 
 
 def run(model: Any, tokenizer: Any, path: Path, args: argparse.Namespace) -> int:
@@ -73,7 +71,7 @@ def run(model: Any, tokenizer: Any, path: Path, args: argparse.Namespace) -> int
     out = _output_folder(args)
     ml.add_adapter(model, lora_config(config), seed=config.seed)
     trained = sum(p.data.size for p in ml.adapter_parameters(model))
-    frozen = sum(int(np.prod(w.shape)) for _, w in model.named_frozen() if w is not model.lm_head.weight)
+    frozen = sum(math.prod(weight.shape) for _, weight in model.named_frozen())
     print(f"trained: {trained:,} numbers (A and B of every linear layer), frozen: {frozen:,}")
     done, losses = [], []
     with progress(sys.stdout) as display:
@@ -93,35 +91,25 @@ def run(model: Any, tokenizer: Any, path: Path, args: argparse.Namespace) -> int
     _heading("4  The account")
     seconds = sorted(step.seconds for step in done)[len(done) // 2]
     weights = out / "adapter_model.safetensors"
-    print(
-        f"time a step:    {seconds:.2f} s (median), {sum(s.processed for s in done) / len(done):.0f} tokens a step"
-    )
+    print(f"time a step:    {seconds:.2f} s (median), {sum(s.processed for s in done) / len(done):.0f} tokens a step")
     print(f"peak memory:    {memory()}")
-    print(
-        f"adapter:        {weights.stat().st_size / 1e6:.1f} MB beside a model of {_size(path) / 1e6:.1f} MB"
-    )
+    print(f"adapter:        {weights.stat().st_size / 1e6:.1f} MB beside a model of {_size(path) / 1e6:.1f} MB")
     after_sha = model.frozen_sha256()
     same = before_sha == after_sha
-    print(
-        f"frozen weights: {before_sha[:16]}… before, {after_sha[:16]}… after: {'unchanged' if same else 'CHANGED'}"
-    )
+    print(f"frozen weights: {before_sha[:16]}… before, {after_sha[:16]}… after: {'unchanged' if same else 'CHANGED'}")
     print(f"whole demo:     {clock(time.perf_counter() - began)} min")
 
     if not same:
         print("\nfailed: a frozen weight changed during training", file=sys.stderr)
         return 1
     if tuned.score < args.require:
-        print(
-            f"\nfailed: {tuned.score:.1%} exact match, at least {args.require:.0%} required", file=sys.stderr
-        )
+        print(f"\nfailed: {tuned.score:.1%} exact match, at least {args.require:.0%} required", file=sys.stderr)
         return 1
     _try_next(args.model, out)
     return 0
 
 
-def answer(
-    model: Any, tokenizer: Any, test: Sequence[Record], *, primer: str = "", batch: int = 40
-) -> Answers:
+def answer(model: Any, tokenizer: Any, test: Sequence[Record], *, primer: str = "", batch: int = 40) -> Answers:
     """Let the model answer every request, greedily, in left-padded batches; ``primer`` stands before each."""
     shared = KVCache()
     if primer:  # all requests continue the same cached prefix
@@ -142,13 +130,9 @@ def answer(
     return Answers(texts, right / len(test))
 
 
-def _announce(
-    path: Path, requests: int, examples: int, config: TrainConfig, tokenizer: Any, test: Any
-) -> None:
+def _announce(path: Path, requests: int, examples: int, config: TrainConfig, tokenizer: Any, test: Any) -> None:
     info = kernels.info()
-    print(
-        f"minilora {ml.__version__}, {info.backend} backend, {info.threads} threads, numpy {np.__version__}"
-    )
+    print(f"minilora {ml.__version__}, {info.backend} backend, {info.threads} threads, numpy {np.__version__}")
     print(f"model:  {path.name}")
     print(f"task:   {requests} held-out requests, each to be answered with one JSON command, for example")
     print(f"        {_request(test[0])}  ->  {_command(test[0])}")
@@ -207,8 +191,8 @@ def _size(path: Path) -> int:
 
 
 def _try_next(model: str, out: Path) -> None:
-    prompt = json.dumps("Request: wake me at 6:45 am\nCommand:").replace("\\n", "\n")
     _heading("Try next")
+    prompt = r"$'Request: wake me at 6:45 am\nCommand:'"
     print(f".venv/bin/minilora generate --model {model} --adapter {out} --prompt {prompt}")
     print(f".venv/bin/minilora eval --model {model} --adapter {out} --data examples/commands/test.jsonl")
     print(f".venv/bin/minilora train --model {model} --data YOUR.jsonl --out runs/mine")
@@ -217,19 +201,11 @@ def _try_next(model: str, out: Path) -> None:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m", help="folder, .gguf file or packaged name")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the adapter's start and the order of examples"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of the adapter's start and the order of examples")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument(
-        "--requests", type=int, default=None, help="held-out requests to answer (default: all)"
-    )
-    parser.add_argument(
-        "--require", type=float, default=0.95, help="smallest share of right answers to succeed"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=None, help="folder for the adapter (default: runs/demo-seedN)"
-    )
+    parser.add_argument("--requests", type=int, default=None, help="held-out requests to answer (default: all)")
+    parser.add_argument("--require", type=float, default=0.95, help="smallest share of right answers to succeed")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the adapter (default: runs/demo-seedN)")
     return parser.parse_args(argv)
 
 

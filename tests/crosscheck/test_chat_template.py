@@ -15,7 +15,7 @@ import transformers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from minilora.errors import ConfigError
-from minilora.models.load import find_model
+from minilora.models import find_model
 from minilora.tokenizer import Tokenizer, load_tokenizer
 
 TEMPLATES = json.loads(

@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import regex
 import transformers
 
-from minilora.models.load import find_model
+from minilora.models import find_model
 from minilora.tokenizer import Tokenizer, load_tokenizer
 from minilora.tokenizer.from_gguf import tokenizer_from_metadata
 from minilora.tokenizer.vocabulary import byte_alphabet

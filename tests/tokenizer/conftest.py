@@ -17,7 +17,7 @@ SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
 @pytest.fixture(scope="session")
 def smollm2() -> Tokenizer:
-    from minilora.models.load import find_model
+    from minilora.models import find_model
 
     return load_tokenizer(find_model("smollm2-135m"))
 

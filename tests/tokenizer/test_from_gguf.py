@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minilora.errors import FormatError
+from minilora.errors import ConfigError, FormatError
 from minilora.tokenizer import load_tokenizer
 from minilora.tokenizer.from_gguf import tokenizer_from_metadata
 from minilora.tokenizer.vocabulary import byte_alphabet
@@ -142,7 +142,7 @@ def test_a_template_beyond_any_size_is_refused() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"none\.gguf: no such file or folder"):
+    with pytest.raises(ConfigError, match=r"none\.gguf': no such file or folder"):
         load_tokenizer(tmp_path / "none.gguf")
     (tmp_path / "x.gguf").write_bytes(b"not a model")
     with pytest.raises(FormatError, match=r"x\.gguf"):
