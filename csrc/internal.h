@@ -42,7 +42,7 @@ enum {
     /* A block of the right-hand side, BLOCK_K * BLOCK_N floats, stays in the second-level cache while
      * all rows pass over it; TILE_ROWS * BLOCK_K floats of the left stay in the first. */
     BLOCK_K = 384,
-    BLOCK_N = 320,
+    BLOCK_N = 448,
     /* Distance between the rows of a copied left-hand tile: a constant, so that one register addresses
      * all of them, and an odd number of cache lines, so that they do not compete for one cache set. */
     TILE_STRIDE = BLOCK_K + 16,

@@ -6,9 +6,11 @@
 #include <omp.h>
 #endif
 
-/* Below this many multiply-adds, each float of W counted 16 times more for its reading, entering a parallel
- * region costs more than it saves. */
-static const double SERIAL_WORK = 1e6;
+/* Below this many multiply-adds, each float of W counted 16 times more for its reading, a parallel region is not
+ * worth entering: some 10 microseconds can be won, and on a machine that others use too, milliseconds lost. */
+#ifndef MINILORA_SERIAL_WORK
+#define MINILORA_SERIAL_WORK 4e6
+#endif
 
 enum { ALIGN = 64 };
 
@@ -45,7 +47,7 @@ static parts_of_workspace cut(void *workspace, ptrdiff_t m, ptrdiff_t k, ptrdiff
 static int team_size(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads)
 {
     const double work = (double)(m + 16) * ((double)n * (double)k + (double)r * (double)(n + k));
-    return work < SERIAL_WORK || n_threads < 1 ? 1 : n_threads;
+    return work < MINILORA_SERIAL_WORK || n_threads < 1 ? 1 : n_threads;
 }
 
 /* Wait for the team, of which a lone thread knows nothing. */

@@ -53,7 +53,7 @@ enum {
 
 /* Bytes of workspace that one forward or backward call of these sizes needs.
  *
- * Grows with m * r, k * r and n_threads; 0.7 MB a thread at most beyond these. */
+ * Grows with m * r, k * r and n_threads; 0.8 MB a thread beyond these. */
 size_t minilora_lora_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads);
 
 /* y = x . W + bias + scale * (x . A) . B, keeping x . A.
