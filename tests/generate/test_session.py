@@ -90,6 +90,16 @@ def test_rows_that_stopped_are_padded_and_dropped_from_the_computation():
         assert running > 0.75 * computed or running == computed
 
 
+def test_a_row_that_stopped_is_padded_also_while_it_is_still_computed():
+    prompts = [[28, 0]] + [[1, 2 * i] for i in range(7)]  # the first row stops at once; one of eight is not dropped
+    model = Adder()
+    steps = list(stream(model, prompts, max_new_tokens=3, stop=[28]))
+    assert [rows for rows, _ in model.calls] == [8, 8, 8]
+    assert [step[0] for step in steps] == [28, -1, -1]
+    found = generate(Adder(), prompts, max_new_tokens=3, stop=[28], pad=41)
+    np.testing.assert_array_equal(found, [expected(prompt, 3, [28], pad=41) for prompt in prompts])
+
+
 def test_it_ends_when_every_row_has_stopped():
     model = Adder()
     found = generate(model, [[3, 4], [10, 18]], max_new_tokens=50, stop=[28], pad=1)

@@ -11,7 +11,7 @@ from models.tiny import gguf_metadata, gguf_tensors, tiny_config, tiny_weights, 
 
 from minilora import AdapterError, MiniloraError, ShapeError, no_grad
 from minilora.generate import KVCache
-from minilora.lora import LoraConfig, add_adapter, set_adapter
+from minilora.lora import LoraConfig, adapter_layers, add_adapter, set_adapter
 from minilora.models import load_model
 
 LLAMA3 = {
@@ -183,6 +183,24 @@ def test_the_same_call_gives_the_same_bits_and_changes_nothing(model):
     np.testing.assert_array_equal(ids, PADDED)
     np.testing.assert_array_equal(mask, MASK)
     assert model.frozen_sha256() == before
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_adapter_is_the_model_of_weights_with_its_product_added(tmp_path, rslora):
+    config = tiny_config()
+    weights = tiny_weights(config)
+    model = load_double(write_folder(tmp_path, config, weights))
+    settings = LoraConfig(
+        r=4, lora_alpha=3, use_rslora=rslora, target_modules=["q_proj", "o_proj", "up_proj", "lm_head"]
+    )
+    add_adapter(model, settings)
+    rng, merged = np.random.default_rng(0), dict(weights)
+    for path, low_rank in adapter_layers(model, "default"):
+        low_rank.B.data[...] = 0.2 * rng.standard_normal(low_rank.B.shape)
+        merged[path] = weights[path] + 3 / (2 if rslora else 4) * (low_rank.A.data @ low_rank.B.data).T
+    assert len([path for path in merged if merged[path] is not weights[path]]) == 3 * 2 + 1
+    exact = reference.logits(config, merged, PADDED[1], trigonometry=np.float32)
+    agree(model(PADDED[1:]).data[0], exact, np.float64)
 
 
 def test_a_call_may_name_its_adapter(model):
