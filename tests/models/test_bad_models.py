@@ -20,8 +20,8 @@ from models.tiny import (
 )
 
 from minilora import ConfigError, FormatError, MiniloraError
+from minilora.formats import packaged
 from minilora.models import find_model, load_model
-from minilora.models import load as load_module
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_name_that_is_nothing_lists_what_would_be_something():
 
 
 def test_a_packaged_model_that_is_not_installed_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(load_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
     text = refusal("smollm2-135m", ConfigError)
     assert text == (
         "model 'smollm2-135m': the package that carries it is not installed; "
