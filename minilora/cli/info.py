@@ -60,8 +60,8 @@ def facts() -> dict[str, Any]:
     import numpy
 
     from minilora import __version__, kernels
-    from minilora.formats.quant import STORAGES
     from minilora.formats.packaged import PACKAGED
+    from minilora.formats.quant import STORAGES
 
     backend = kernels.info()
     return {

@@ -37,7 +37,7 @@ def test_a_missing_kernel_is_named_with_its_reason(minilora, monkeypatch):
 
 
 def test_packaged_models_are_listed_with_their_place(minilora, monkeypatch, tmp_path):
-    monkeypatch.setattr("minilora.models.load.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("minilora.formats.packaged.importlib.util.find_spec", lambda name: None)
     assert "model        smollm2-135m: not installed" in minilora("info")[1]
     assert json.loads(minilora("info", "--json")[1])["models"] == {"smollm2-135m": None}
 
