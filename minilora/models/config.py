@@ -54,9 +54,10 @@ class LlamaConfig:
             )
         heads = fields.count("num_attention_heads")
         hidden = fields.count("hidden_size")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if not isinstance(rope, Mapping):
-            raise FormatError(f"{where}: rope_scaling is {_show(rope)}, expected an object")
+        place = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+        rope = config.get(place) or {}
+        if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
+            raise FormatError(f"{where}: {place} is {_show(rope)}, expected an object of one kind for all layers")
         for holder, key, wanted in (
             (config, "hidden_act", "silu"), (config, "attention_bias", False), (config, "mlp_bias", False),
             (config, "sliding_window", None), (config, "quantization_config", None),
@@ -100,7 +101,14 @@ class LlamaConfig:
         experts = metadata.get("llama.expert_count")
         if experts:
             raise FormatError(f"{where}: llama.expert_count is {_show(experts)}; experts are not supported")
-        scaling = metadata.get("llama.rope.scaling.type", "none")
+        if metadata.get("llama.attention.causal", True) is not True:
+            raise FormatError(
+                f"{where}: llama.attention.causal is {_show(metadata['llama.attention.causal'])}; "
+                "only causal attention is supported"
+            )
+        # As llama.cpp reads them: a factor alone means linear scaling, and older files name it otherwise.
+        scaling = metadata.get("llama.rope.scaling.type", "linear")
+        factor = fields.positive("llama.rope.scaling.factor", fields.positive("llama.rope.scale_linear", 1.0))
         heads = fields.count("llama.attention.head_count")
         hidden = fields.count("llama.embedding_length")
         width = fields.count("llama.attention.key_length", hidden // heads)
@@ -121,9 +129,9 @@ class LlamaConfig:
             max_position_embeddings=fields.count("llama.context_length", 2048),
             rms_norm_eps=fields.positive("llama.attention.layer_norm_rms_epsilon", 1e-6),
             rope_theta=fields.positive("llama.rope.freq_base", 10000.0),
-            rope_scaling=None if scaling == "none" else {
-                "rope_type": scaling, "factor": fields.positive("llama.rope.scaling.factor", 1.0)
-            },
+            rope_scaling=None
+            if scaling == "none" or (scaling == "linear" and factor == 1)
+            else {"rope_type": scaling, "factor": factor},
             tie_word_embeddings=tied,
             bos_token_id=ids["bos"],
             eos_token_ids=_present((ids["eos"], ids["eot"])),

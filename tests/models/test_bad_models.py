@@ -145,6 +145,8 @@ SETTINGS = {
     "half a rotation, newer": ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
                                "partial_rotary_factor is 0.5; only 1.0 is supported"),
     "scaling that is no object": ({"rope_scaling": "linear"}, "rope_scaling is 'linear', expected an object"),
+    "scaling by layer": ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
+                         "rope_parameters is {'full_attention': {'rope_theta': 10000.0}}, expected an object of"),
     "a factor of zero": ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0, expected a positive"),
     "llama3 with its bounds swapped": (
         {"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1}},
@@ -348,6 +350,8 @@ METADATA = {
     "text for a size": ({"llama.embedding_length": "20"}, "llama.embedding_length is '20', expected a whole number"),
     "heads by layer": ({"llama.attention.head_count": [4, 4]},
                        "llama.attention.head_count is [4, 4], expected a whole"),
+    "attention both ways": ({"llama.attention.causal": False},
+                            "llama.attention.causal is False; only causal attention is supported"),
     "half a rotation": ({"llama.rope.dimension_count": 4},
                         "llama.rope.dimension_count is 4, expected the whole head, 6"),
     "values of another width": ({"llama.attention.value_length": 8},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from formats.gguf_builder import build_gguf
@@ -218,6 +220,22 @@ def test_a_call_may_name_its_adapter(model):
     np.testing.assert_array_equal(model(PADDED).data, two)
     set_adapter(model, None)
     np.testing.assert_array_equal(model(PADDED).data, base)
+
+
+def test_threads_do_not_see_each_others_adapters(model):
+    wanted = {}
+    for name, size in (("one", 0.2), ("two", -0.2)):
+        add_adapter(model, LoraConfig(r=2, target_modules="all-linear"), name=name)
+        for _, low_rank in adapter_layers(model, name):
+            low_rank.B.data[...] = size
+        wanted[name] = model(PADDED, adapters=name).data
+    wanted[None] = model(PADDED).data
+
+    def many(name):
+        return all(np.array_equal(model(PADDED, adapters=name).data, wanted[name]) for _ in range(20))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(many, ["one", "two", None] * 4))
 
 
 WRONG = {

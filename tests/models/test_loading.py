@@ -191,14 +191,29 @@ def test_newer_rope_parameters_mean_what_rope_theta_and_rope_scaling_mean(tmp_pa
     np.testing.assert_array_equal(model(IDS).data, older(IDS).data)
 
 
-def test_linear_rope_scaling_of_gguf_metadata_is_that_of_config_json(tmp_path):
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+        {"llama.rope.scaling.factor": 4.0},
+        {"llama.rope.scale_linear": 4.0},
+    ],
+    ids=["type and factor", "factor alone", "the older key"],
+)
+def test_linear_rope_scaling_of_gguf_metadata_is_that_of_config_json(tmp_path, metadata):
     config = tiny_config(rope_scaling={"rope_type": "linear", "factor": 4.0})
     weights = tiny_weights(config)
     folder = load_model(write_folder(tmp_path, config, weights))
-    gguf = load_model(write_gguf(
-        tmp_path / "tiny.gguf", config, weights, llama__rope__scaling__type="linear", llama__rope__scaling__factor=4.0
-    ))  # fmt: skip
+    gguf = load_model(write_gguf(tmp_path / "tiny.gguf", config, weights, metadata))
     np.testing.assert_array_equal(folder(IDS).data, gguf(IDS).data)
+
+
+def test_a_gguf_file_whose_scaling_is_none_is_not_scaled(tmp_path):
+    config = tiny_config()
+    weights = tiny_weights(config)
+    for metadata in ({}, {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}):
+        model = load_model(write_gguf(tmp_path / "tiny.gguf", config, weights, metadata))
+        assert model.config.rope_scaling is None
 
 
 def test_rope_freqs_of_a_gguf_file_divide_the_frequencies(tmp_path):
@@ -245,5 +260,7 @@ def test_unused_gguf_metadata_and_old_frequency_buffers_are_no_obstacle(tmp_path
     folder = write_folder(tmp_path / "old", config, weights)
     (folder / "model.safetensors").write_bytes(as_safetensors(tensors))
     np.testing.assert_array_equal(load_model(folder)(IDS).data, plain(IDS).data)
-    gguf = write_gguf(tmp_path / "tiny.gguf", config, weights, general__quantization_version=2, some__list=["a", "b"])
+    gguf = write_gguf(
+        tmp_path / "tiny.gguf", config, weights, {"general.quantization_version": 2, "some.list": ["a", "b"]}
+    )
     np.testing.assert_array_equal(load_model(gguf)(IDS).data, plain(IDS).data)

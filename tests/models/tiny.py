@@ -124,8 +124,7 @@ def gguf_tensors(config: dict[str, Any], weights: Weights) -> Weights:
     return tensors
 
 
-def write_gguf(path: Path, config: dict[str, Any], weights: Weights, **metadata: Any) -> Path:
-    """Write a GGUF file of float32 tensors; dots in further metadata keys are written as double underscores."""
-    more = {key.replace("__", "."): value for key, value in metadata.items()}
-    path.write_bytes(build_gguf(gguf_metadata(config) | more, gguf_tensors(config, weights)))
+def write_gguf(path: Path, config: dict[str, Any], weights: Weights, metadata: dict[str, Any] | None = None) -> Path:
+    """Write a GGUF file of float32 tensors, with further metadata."""
+    path.write_bytes(build_gguf(gguf_metadata(config) | (metadata or {}), gguf_tensors(config, weights)))
     return path
