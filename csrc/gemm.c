@@ -11,9 +11,9 @@
 static const float zeros[TILE_COLS];
 
 /* c = start + a . b for one tile.  `rows` is a constant wherever this is inlined, so acc lives in registers;
- * start_stride 0 repeats one row of start (a bias). */
+ * start may be c itself, and start_stride 0 repeats one row of it (a bias). */
 static inline __attribute__((always_inline)) void tile(
-    const int rows, float *restrict c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,
+    const int rows, float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,
     const float *restrict a, const float *restrict b, ptrdiff_t b_stride, ptrdiff_t depth)
 {
     float acc[TILE_ROWS][TILE_COLS];
@@ -109,11 +109,12 @@ static ptrdiff_t tile_height(const product *p)
     return p->m ? ceil_div(p->m, ceil_div(p->m, TILE_ROWS)) : 1;
 }
 
-/* Terms [k0, k1) for one rectangle at most BLOCK_N wide.  Read in place (direct), they come from one segment. */
+/* Terms [k0, k1) for one rectangle at most BLOCK_N wide; or of any width, read in place (direct), and then they
+ * come from one segment and only the last panel may have to be packed. */
 static void block(const product *p, rect where, ptrdiff_t k0, ptrdiff_t k1, int direct, int go_on, float *scratch)
 {
     float *const tile_a = scratch, *const panels = scratch + TILE_ROWS * TILE_STRIDE;
-    const ptrdiff_t depth = k1 - k0, panel_size = depth * TILE_COLS;
+    const ptrdiff_t depth = k1 - k0, panel_size = direct ? 0 : depth * TILE_COLS;
     const ptrdiff_t whole = where.j1 - (where.j1 - where.j0) % TILE_COLS;
     const ptrdiff_t start_stride = go_on ? p->n : 0, height = tile_height(p);
     const segment *const source = k0 < p->first.k ? &p->first : &p->second;
@@ -196,8 +197,9 @@ rect minilora_share(const product *p, int part, int parts)
 void minilora_product(const product *p, rect where, float *scratch)
 {
     const ptrdiff_t cols = ceil_div(where.j1 - where.j0, TILE_COLS);
-    const ptrdiff_t slices = ceil_div(cols, BLOCK_N / TILE_COLS), j0 = where.j0, j1 = where.j1;
     const int dot = is_dot(p), direct = few_rows(p);
+    const ptrdiff_t slices = ceil_div(cols, (direct ? DIRECT_N : BLOCK_N) / TILE_COLS);
+    const ptrdiff_t j0 = where.j0, j1 = where.j1;
     if (where.i0 >= where.i1)
         return;
     if (dot)
