@@ -1,6 +1,6 @@
 """Choose, once per process, the compiled kernel or NumPy, its instruction set and its threads.
 
-Environment variables, read here and nowhere else:
+Environment variables, read here and nowhere else, when something is first computed or asked:
 
 MINILORA_BACKEND           native or reference; default: native where it was built
 MINILORA_ISA               an instruction set of the kernel; default: the fastest that runs here
@@ -10,6 +10,7 @@ MINILORA_REQUIRE_KERNELS   1: a missing kernel is an error
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,15 @@ def _environment(name: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
+_set_threads: int | None = None  # by set_num_threads
+
+
 def _threads() -> int:
+    return _set_threads or _threads_of_environment()
+
+
+@functools.cache
+def _threads_of_environment() -> int:
     value = os.environ.get("MINILORA_THREADS", "")
     if not value:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -80,6 +89,7 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
     return native, None
 
 
+@functools.cache
 def _choose() -> tuple[ModuleType | None, str | None]:
     wanted = _environment("MINILORA_BACKEND", ("native", "reference"))
     required = _environment("MINILORA_REQUIRE_KERNELS", ("0", "1")) == "1"
@@ -95,21 +105,18 @@ def _choose() -> tuple[ModuleType | None, str | None]:
     return native, reason
 
 
-_n_threads = _threads()
-_native, _reason = _choose()
-
-
 def use_native() -> bool:
     """Say whether float32 products go to the compiled kernel."""
-    return _native is not None
+    return _choose()[0] is not None
 
 
 def info() -> Backend:
     """Return what was chosen, and why the compiled kernel is not used where it is not."""
-    if _native is None:
-        return Backend("reference", None, _n_threads, False, None, _reason)
-    kernels = _native._kernels
-    threads = kernels.allowed_threads(_n_threads) if kernels.has_openmp() else 1
+    native, reason = _choose()
+    if native is None:
+        return Backend("reference", None, _threads(), False, None, reason)
+    kernels = native._kernels
+    threads = kernels.allowed_threads(_threads()) if kernels.has_openmp() else 1
     return Backend("native", kernels.chosen(), threads, kernels.has_openmp(), kernels.compiler(), None)
 
 
@@ -120,8 +127,8 @@ def set_num_threads(n: int) -> None:
     """
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_THREADS:
         raise ConfigError(f"set_num_threads: got {n!r}, allowed: a whole number from 1 to {MAX_THREADS}")
-    global _n_threads
-    _n_threads = n
+    global _set_threads
+    _set_threads = n
 
 
 def get_include() -> str:
@@ -149,9 +156,10 @@ def lora_forward(
 
     Raises ShapeError where the sizes, the dtype or the memory order do not fit.
     """
-    if _native is None:
+    native, _ = _choose()
+    if native is None:
         return reference.lora_forward(x, w, a, b, bias, scale)
-    return _native.lora_forward(x, w, a, b, bias, scale, _n_threads)
+    return native.lora_forward(x, w, a, b, bias, scale, _threads())
 
 
 def lora_backward(
@@ -173,6 +181,7 @@ def lora_backward(
 
     Raises ShapeError where the sizes, the dtype or the memory order do not fit.
     """
-    if _native is None:
+    native, _ = _choose()
+    if native is None:
         return reference.lora_backward(grad, x, hidden, w, a, b, scale, need)
-    return _native.lora_backward(grad, x, hidden, w, a, b, scale, need, _n_threads)
+    return native.lora_backward(grad, x, hidden, w, a, b, scale, need, _threads())

@@ -47,3 +47,15 @@ def test_a_missing_extra_is_named_with_the_way_to_get_it(minilora, monkeypatch):
     _, out, _ = minilora("info")
     assert 'extra cli    rich (missing)   pip install "minilora[cli]"' in out
     assert json.loads(minilora("info", "--json")[1])["extras"]["cli"] == {"rich": None}
+
+
+def test_a_bad_environment_variable_is_one_sentence(minilora, monkeypatch):
+    monkeypatch.setenv("MINILORA_BACKEND", "fast")
+    kernels._choose.cache_clear()
+    try:
+        code, _, err = minilora("info")
+    finally:
+        kernels._choose.cache_clear()
+    assert code == 2
+    assert "MINILORA_BACKEND is 'fast', allowed: native, reference" in err
+    assert "Traceback" not in err

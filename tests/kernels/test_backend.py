@@ -70,7 +70,7 @@ def test_each_instruction_set_that_runs_here_can_be_chosen():
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_those_that_are(variable, value, message):
-    done = python("import minilora.kernels", **{variable: value})
+    done = python(INFO, **{variable: value})
     assert done.returncode != 0
     assert f"ConfigError: {message}" in done.stderr
 
@@ -83,7 +83,7 @@ def test_without_the_kernel_numpy_is_used_and_the_reason_given():
 
 @pytest.mark.parametrize("setting", [{"MINILORA_REQUIRE_KERNELS": "1"}, {"MINILORA_BACKEND": "native"}])
 def test_a_required_kernel_that_is_missing_is_an_error(setting):
-    done = python(WITHOUT_KERNEL + "import minilora.kernels", **setting)
+    done = python(WITHOUT_KERNEL + INFO, **setting)
     assert done.returncode != 0
     (name, value), *_ = setting.items()
     assert f"ConfigError: {name}={value}, but there is no compiled kernel: " in done.stderr
@@ -92,7 +92,7 @@ def test_a_required_kernel_that_is_missing_is_an_error(setting):
 
 def test_threads_are_the_usable_processors_unless_said_otherwise():
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    code = "from minilora import kernels; print(kernels._n_threads)"
+    code = "from minilora import kernels; print(kernels.info().threads)"
     assert printed(code) == str(usable)
     assert printed(code, MINILORA_THREADS="3") == "3"
 
@@ -114,6 +114,7 @@ def test_a_forked_child_reports_one_thread():
     code = """
 import os
 from minilora import kernels
+kernels.info()  # loads the kernel: a child of a process that never did may use what threads it likes
 if os.fork() == 0:
     kernels.set_num_threads(2)
     print(kernels.info().threads, flush=True)
