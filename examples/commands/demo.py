@@ -202,7 +202,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m", help="folder, .gguf file or packaged name")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter's start and the order of examples")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--requests", type=int, default=None, help="held-out requests to answer (default: all)")
     parser.add_argument("--require", type=float, default=0.95, help="smallest share of right answers to succeed")
     parser.add_argument("--out", type=Path, default=None, help="folder for the adapter (default: runs/demo-seedN)")

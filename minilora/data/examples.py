@@ -22,7 +22,7 @@ class TokenizerLike(Protocol):
     def eos_token_id(self) -> int | None: ...
     @property
     def eos_token_ids(self) -> Sequence[int]: ...
-    def encode(self, text: str, parse_special: bool = True) -> list[int]: ...
+    def encode(self, text: str, parse_special: bool = True, *, add_special: bool = True) -> list[int]: ...
     def apply_chat_template(
         self, messages: list[dict[str, str]], tokenize: bool = False, add_generation_prompt: bool = False
     ) -> Any: ...
@@ -143,7 +143,9 @@ def _encode_completion(fields: dict[str, Any], tokenizer: TokenizerLike) -> tupl
     # Encoded apart, never joined: when the model answers it sees the prompt encoded alone, and a token
     # that spans the boundary would be one it was never asked for.
     prompt = tokenizer.encode(fields["prompt"], parse_special=False)
-    completion = [*tokenizer.encode(fields["completion"], parse_special=False), _end_token(tokenizer)]
+    # A tokenizer that begins every text with a token must not do so in the middle of one.
+    completion = tokenizer.encode(fields["completion"], parse_special=False, add_special=False)
+    completion = [*completion, _end_token(tokenizer)]
     return prompt + completion, [False] * len(prompt) + [True] * len(completion)
 
 

@@ -16,7 +16,7 @@ class KVCache:
     """Keys and values of the positions that a model was called on, a pair of arrays a layer.
 
     Give the same cache to successive calls: each sees the positions of all calls before it. The arrays
-    grow by doubling. ``length`` is the number of positions held, padding included.
+    grow by a quarter at least. ``length`` is the number of positions held, padding included.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class KVCache:
         """
         end = self.length + keys.shape[1]
         if self.length == 0:  # whatever a call that did not end may have left
-            room = (keys.shape[0], max(2 * end, 32), *keys.shape[2:])
+            room = (keys.shape[0], _room(end), *keys.shape[2:])
             self._layers[layer:] = [(np.empty(room, keys.dtype), np.empty(room, values.dtype))]
         elif layer >= len(self._layers) or keys.shape[2:] != self._layers[layer][0].shape[2:]:
             raise ShapeError("cache: its layers are those of another model; start a new one for this model")
@@ -41,7 +41,7 @@ class KVCache:
                 f"cache: holds {len(held[0])} rows, but {keys.shape[0]} came; call select to repeat or drop rows"
             )
         if end > held[0].shape[1]:
-            held = self._layers[layer] = (_grown(held[0], 2 * end), _grown(held[1], 2 * end))
+            held = self._layers[layer] = (_grown(held[0], _room(end)), _grown(held[1], _room(end)))
         held[0][:, self.length : end] = keys
         held[1][:, self.length : end] = values
         return held[0][:, :end], held[1][:, :end]
@@ -54,8 +54,13 @@ class KVCache:
         """Return a cache of these batch rows, by index: to drop finished ones, or to repeat a shared prefix."""
         chosen = KVCache()
         chosen.length = self.length
-        chosen._layers = [(k[rows], v[rows]) for k, v in self._layers]
+        chosen._layers = [(k[:, : self.length][rows], v[:, : self.length][rows]) for k, v in self._layers]
         return chosen
+
+
+def _room(positions: int) -> int:
+    """Positions to make room for: copying costs less the more there is, memory the less."""
+    return positions + max(positions // 4, 32)
 
 
 def _grown(held: Array, room: int) -> Array:

@@ -21,9 +21,11 @@ class ByteTokenizer:
     eos_token_id: int | None = END
     eos_token_ids = (END,)
 
-    def encode(self, text: str, parse_special: bool = True) -> list[int]:
+    first: tuple[int, ...] = ()  # what it puts before a text
+
+    def encode(self, text: str, parse_special: bool = True, *, add_special: bool = True) -> list[int]:
         assert not parse_special, "the strings of a data file are literal"
-        return list(text.encode())
+        return [*(self.first if add_special else ()), *text.encode()]
 
     def apply_chat_template(
         self, messages: list[dict[str, str]], tokenize: bool = False, add_generation_prompt: bool = False
@@ -81,7 +83,7 @@ def test_a_tokenizer_that_would_join_prompt_and_completion_is_not_given_the_chan
     class Joining(ByteTokenizer):
         """Has one token for "ab", as a BPE vocabulary may."""
 
-        def encode(self, text: str, parse_special: bool = True) -> list[int]:
+        def encode(self, text: str, parse_special: bool = True, *, add_special: bool = True) -> list[int]:
             return [300 if part == "ab" else ord(part) for part in text.replace("ab", "|ab|").split("|") if part]
 
     assert Joining().encode("ab", parse_special=False) == [300]
@@ -196,8 +198,17 @@ def test_a_first_token_does_not_count_since_nothing_predicts_it() -> None:
     class Mute(ByteTokenizer):
         """Has no token for anything, so that only the end token is left."""
 
-        def encode(self, text: str, parse_special: bool = True) -> list[int]:
+        def encode(self, text: str, parse_special: bool = True, *, add_special: bool = True) -> list[int]:
             return []
 
     with pytest.raises(FormatError, match=r"^d.jsonl:1: no completion token to learn from; mend or remove"):
         encode_examples([text("a")], Mute())
+
+
+def test_a_tokenizer_that_begins_texts_with_a_token_does_so_once():
+    class Beginning(ByteTokenizer):
+        first = (START,)
+
+    (example,) = encode_examples([pair("ab", "c")], Beginning()).examples
+    assert example.input_ids.tolist() == [START, *b"abc", END]
+    assert example.labels.tolist() == [IGNORED] * 3 + [ord("c"), END]
