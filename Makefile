@@ -70,7 +70,7 @@ test-c:  ## build and run the C tests: plain, sanitized, without OpenMP
 	$(MAKE) -C csrc/tests
 
 interop: $(INTEROP)/.ready  ## check against torch, PEFT, transformers, safetensors, gguf, tokenizers
-	HF_HUB_OFFLINE=1 $(INTEROP)/bin/python -m pytest -q tests/crosscheck
+	HF_HUB_OFFLINE=1 $(INTEROP)/bin/python -m pytest -q -o addopts='--import-mode=importlib --strict-markers' tests/crosscheck
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .
