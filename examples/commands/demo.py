@@ -3,7 +3,8 @@
     python examples/commands/demo.py --seed 0
 
 The base model is scored on held-out requests, fine-tuned with LoRA, and scored again. Ends with exit
-code 1 if a frozen weight changed, or if the tuned model answers fewer requests right than --require.
+code 1 if a frozen weight changed, if the base model could do the task already (--base-at-most), or if the
+tuned model answers fewer requests right than --require. Ctrl-C during training keeps what was trained.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import numpy as np
 
 import minilora as ml
 from minilora import kernels
+from minilora.cli.interrupt import catching_signals
 from minilora.cli.progress import clock, memory, progress
 from minilora.data import Record, encode_examples, left_pad, read_examples, rows_by_length
 from minilora.generate import KVCache
 from minilora.models import find_model
 from minilora.training import Evaluated, Step, TrainConfig, lora_config, steps
+from minilora.training.output import prepare_folder
 
 HERE = Path(__file__).resolve().parent
 SHOWN = 3  # answers printed before and after
@@ -44,12 +47,19 @@ class Answers:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit code."""
     args = _arguments(argv)
-    return run(ml.load_model(args.model), ml.load_tokenizer(args.model), find_model(args.model), args)
+    try:
+        return run(ml.load_model(args.model), ml.load_tokenizer(args.model), find_model(args.model), args)
+    except ml.MiniloraError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def run(model: Any, tokenizer: Any, path: Path, args: argparse.Namespace) -> int:
     """Score, train, score again, and say what came of it."""
     began = time.perf_counter()
+    out = _output_folder(args)
     test = read_examples(HERE / "test.jsonl")[: args.requests]
     config = TrainConfig(steps=args.steps, batch_size=8, lr=1e-3, r=8, lora_alpha=16, seed=args.seed)
     train, valid = (
@@ -68,19 +78,22 @@ def run(model: Any, tokenizer: Any, path: Path, args: argparse.Namespace) -> int
     print(f"exact match with the schema and three examples in its prompt: {_share(shown, test)}")
 
     _heading("2  Fine-tuning with LoRA")
-    out = _output_folder(args)
     ml.add_adapter(model, lora_config(config), seed=config.seed)
     trained = sum(p.data.size for p in ml.adapter_parameters(model))
     frozen = sum(math.prod(weight.shape) for _, weight in model.named_frozen())
     print(f"trained: {trained:,} numbers (A and B of every linear layer), frozen: {frozen:,}")
     done, losses = [], []
-    with progress(sys.stdout) as display:
-        for event in steps(model, train, config, eval_data=valid, out=out):
+    settings = {"model": args.model}
+    with catching_signals() as interrupt, progress(sys.stdout) as display:
+        stop = interrupt.reason
+        for event in steps(model, train, config, eval_data=valid, out=out, settings=settings, should_stop=stop):
             display.show(event)
             if isinstance(event, Step):
                 done.append(event)
             elif isinstance(event, Evaluated):
                 losses.append(event.loss)
+    if interrupt.exit_code:
+        return interrupt.exit_code
     print(f"held-out loss: {losses[0]:.3f} before, {losses[-1]:.3f} after")
 
     _heading("3  The same model with the adapter")
@@ -101,6 +114,9 @@ def run(model: Any, tokenizer: Any, path: Path, args: argparse.Namespace) -> int
 
     if not same:
         print("\nfailed: a frozen weight changed during training", file=sys.stderr)
+        return 1
+    if plain.score > args.base_at_most:
+        print(f"\nfailed: the base model alone has {plain.score:.1%} exact match: nothing to learn", file=sys.stderr)
         return 1
     if tuned.score < args.require:
         print(f"\nfailed: {tuned.score:.1%} exact match, at least {args.require:.0%} required", file=sys.stderr)
@@ -178,11 +194,13 @@ def _share(answers: Answers, test: Sequence[Record]) -> str:
 
 
 def _output_folder(args: argparse.Namespace) -> Path:
-    """The folder for this seed's adapter; one that an earlier demo wrote there is replaced."""
-    out = args.out or Path("runs") / f"demo-seed{args.seed}"
-    if (out / "run.yaml").is_file() and (out / "adapter_config.json").is_file():
+    """An empty folder for the adapter. Only the demo's own default one is replaced if it is there already."""
+    if args.out is not None:
+        return prepare_folder(args.out)
+    out = Path("runs") / f"demo-seed{args.seed}"
+    if out.exists():
         shutil.rmtree(out)
-    return out
+    return prepare_folder(out)
 
 
 def _size(path: Path) -> int:
@@ -205,6 +223,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--requests", type=int, default=None, help="held-out requests to answer (default: all)")
     parser.add_argument("--require", type=float, default=0.95, help="smallest share of right answers to succeed")
+    parser.add_argument("--base-at-most", type=float, default=0.10, help="largest share for the base model")
     parser.add_argument("--out", type=Path, default=None, help="folder for the adapter (default: runs/demo-seedN)")
     return parser.parse_args(argv)
 

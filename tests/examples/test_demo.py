@@ -63,11 +63,22 @@ def test_too_few_right_answers_make_the_demo_fail(demo, arguments, capsys):
     assert "0.0% exact match, at least 95% required" in capsys.readouterr().err
 
 
-def test_the_demo_may_be_run_again_but_replaces_no_other_folder(demo, arguments, tmp_path):
-    assert demo.main([*arguments, "--require", "0"]) == 0
-    assert demo.main([*arguments, "--require", "0"]) == 0
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="the output folder is not empty"):
-        demo.main([*arguments, "--require", "0", "--out", str(tmp_path / "mine")])
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+def test_a_base_model_that_knows_the_task_makes_the_demo_fail(demo, arguments, capsys, monkeypatch):
+    def all_right(model, tokenizer, test, **_):
+        return demo.Answers([demo._command(record) for record in test], 1.0)
+
+    monkeypatch.setattr(demo, "answer", all_right)
+    assert demo.main(arguments) == 1
+    assert "the base model alone has 100.0% exact match" in capsys.readouterr().err
+
+
+def test_the_demo_replaces_its_own_folder_but_no_run_of_a_user(demo, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    default = [*arguments[:2], *arguments[4:], "--require", "0"]
+    assert demo.main(default) == 0
+    assert demo.main(default) == 0
+    mine = tmp_path / "runs" / "demo-seed0"
+    weights = (mine / "adapter_model.safetensors").read_bytes()
+    assert demo.main([*default, "--out", str(mine)]) == 1
+    assert "the output folder is not empty" in capsys.readouterr().err
+    assert (mine / "adapter_model.safetensors").read_bytes() == weights
