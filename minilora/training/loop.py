@@ -14,7 +14,7 @@ import numpy as np
 from minilora import __version__
 from minilora.autograd import Tensor, no_grad
 from minilora.data import Batch, Dataset, Example, TrainingBatches, evaluation_batches
-from minilora.errors import ConfigError
+from minilora.errors import ConfigError, MiniloraError
 from minilora.lora import LoraConfig, active_adapter, adapter_parameters, save_adapter
 from minilora.optim import AdamW, clip_grad_norm, learning_rate
 from minilora.training.config import TrainConfig
@@ -50,7 +50,9 @@ def steps(
 
     Raises, at the first event, ConfigError for settings or an output folder that cannot work; later
     MiniloraError where a loss or gradient is not finite (the last good weights are put back, and are the
-    ones on disk) or a file cannot be written (the last good save stays).
+    ones on disk) or a file cannot be written (what was trained is saved if that can be, else the last save
+    stays). KeyboardInterrupt goes on to the caller once the adapter of the last whole step is saved, or put
+    back where there is no ``out``.
     """
     # Whole steps are drawn and then taken apart, so that accumulating changes nothing but memory and time.
     together = config.batch_size * config.accumulate
@@ -71,8 +73,14 @@ def steps(
     try:
         for event in events:
             if metrics is not None:
-                metrics.write(event)
+                try:
+                    metrics.write(event)
+                except MiniloraError as error:
+                    raise MiniloraError(f"{error}\n  {good.rescue()}") from error
             yield event
+    except KeyboardInterrupt:
+        good.rescue()
+        raise
     finally:
         model.train(was_training)
         if metrics is not None:
@@ -132,7 +140,9 @@ def _step(model: Any, optimizer: AdamW, batch: Batch, config: TrainConfig, step:
             if not math.isfinite(value):
                 raise good.give_up(f"the {name} of step {step} is {value}", _cure(step, config))
         good.remember(step - 1)
+        good.at = None
         optimizer.step()
+        good.at = step
     return Step(step, loss, optimizer.lr, norm, tokens, time.perf_counter() - began, batch.token_count)
 
 

@@ -48,6 +48,7 @@ class LastGood:
         self._params, self._write, self.folder = params, write, folder
         self._copies: list[NDArray[Any]] = [param.data.copy() for param in params]
         self.step = 0
+        self.at: int | None = 0  # steps that the tensors have had; None in the middle of one
         self.saved: int | None = None
 
     def remember(self, step: int) -> None:
@@ -72,12 +73,30 @@ class LastGood:
         return Saved(step, str(self.folder))
 
     def give_up(self, found: str, cure: str) -> MiniloraError:
-        """Put the last good weights back, see that no later ones are on disk, and return the error."""
+        """Put the last good weights back, see that they are the ones on disk, and return the error."""
+        self._put_back()
+        return MiniloraError(f"training stopped: {found}\n  {self.rescue()}; {cure}")
+
+    def rescue(self) -> str:
+        """Try once to save what was trained, and return in a clause what is on disk.
+
+        The tensors are saved as they are, or, in the middle of a step and where they are not finite, as
+        they were when last known to be good; they are put back to that then.
+        """
+        if self.at is None or not self.finite():
+            self._put_back()
+        if self.folder is not None and self.at and self.saved != self.at:
+            try:
+                self.save(self.at)
+            except MiniloraError as error:
+                return str(error)  # ends in what is kept
+        return self.kept()
+
+    def _put_back(self) -> None:
+        self.at = None
         for copy, param in zip(self._copies, self._params, strict=True):
             param.data[...] = copy
-        if self.folder is not None and self.step > 0 and (self.saved is None or self.saved > self.step):
-            self.save(self.step)
-        return MiniloraError(f"training stopped: {found}\n  {self.kept()}; {cure}")
+        self.at = self.step
 
     def kept(self) -> str:
         """What is on disk, in a clause."""

@@ -48,6 +48,8 @@ def train(
     A model with an active adapter goes on with it; one without gets one by ``config``'s r, lora_alpha,
     target_modules, lora_dropout and use_rslora. The other arguments and the errors are those of
     ``training.steps``.
+
+    Ctrl-C ends in KeyboardInterrupt, with the adapter of the last whole step in ``model`` and in ``out``.
     """
     config = config or TrainConfig()
     if active_adapter(model) is None:

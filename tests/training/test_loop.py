@@ -22,6 +22,7 @@ from minilora.training import (
     accumulate_gradients,
     evaluate,
     loop,
+    output,
     steps,
     train,
 )
@@ -277,30 +278,31 @@ def state_after(make_model, examples, count):
 
 
 @pytest.mark.parametrize(
-    ("save_every", "kept"),
+    ("save_every", "at", "kept"),
     [
-        (None, 2),  # nothing was saved: the last good weights are
-        (1, 2),  # step 3 was saved, and gave the NaN: they go over it
-        (2, 2),  # step 2 was saved, and is good
+        (None, 4, 2),  # nothing was saved: the last good weights are
+        (1, 4, 2),  # step 3 was saved, and gave the NaN: they go over it
+        (2, 4, 2),  # step 2 was saved, and is good
+        (4, 7, 5),  # step 4 was saved, and step 5 is good too
     ],
 )
 def test_a_nan_loss_stops_before_the_step_and_keeps_the_last_good_adapter(
-    make_model, examples, tmp_path, save_every, kept
+    make_model, examples, tmp_path, save_every, at, kept
 ):
     model = make_model()
-    poison(model, from_call=4)
+    poison(model, from_call=at)
     with pytest.raises(MiniloraError) as caught:
         run(model, examples, steps=9, save_every=save_every, out=tmp_path)
     assert str(caught.value) == (
-        f"training stopped: the loss of step 4 is nan\n  the adapter of step {kept} is in {tmp_path}; "
+        f"training stopped: the loss of step {at} is nan\n  the adapter of step {kept} is in {tmp_path}; "
         "try a lower lr (now 0.05), a longer warmup or a lower max_grad_norm"
     )
-    want = state_after(make_model, examples, 2)
+    want = state_after(make_model, examples, kept)
     assert all(np.array_equal(a, b) for a, b in zip(weights(model), want, strict=True))
     other = type(model)()
     load_adapter(other, tmp_path)
     assert all(np.allclose(a, b, rtol=1e-6) for a, b in zip(weights_of_file(other), want, strict=True))
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == at - 1
 
 
 def weights_of_file(model):
@@ -357,17 +359,137 @@ def test_a_failed_save_names_the_step_that_is_still_there(make_model, examples, 
     load_adapter(type(make_model())(), tmp_path)
 
 
-def test_metrics_that_cannot_be_written_stop_the_run(make_model, examples, tmp_path, monkeypatch):
-    class Full:
-        def write(self, data):
+def test_a_save_that_fails_after_a_nan_hides_neither(make_model, examples, tmp_path, monkeypatch):
+    def save(*args, **kwargs):
+        raise MiniloraError("adapter_model.safetensors: cannot write: No space left on device")
+
+    monkeypatch.setattr(loop, "save_adapter", save)
+    model = make_model()
+    poison(model, from_call=4)
+    message = r"the loss of step 4 is nan\n  after step 2: .*No space left.*\n  no adapter is saved; try a lower lr"
+    with pytest.raises(MiniloraError, match=message):
+        run(model, examples, steps=6, out=tmp_path)
+
+
+class Filling:
+    """A file that takes so many lines and is full then."""
+
+    def __init__(self, lines):
+        self.lines = lines
+
+    def write(self, data):
+        self.lines -= 1
+        if self.lines < 0:
             raise OSError(28, "No space left on device")
+        return len(data)
 
-        def close(self):
-            pass
+    def close(self):
+        pass
 
-    monkeypatch.setattr("builtins.open", lambda *a, **k: Full())
-    with pytest.raises(MiniloraError, match=r"metrics.jsonl: cannot be written: No space left on device; free some"):
-        run(make_model(), examples, steps=2, out=tmp_path)
+
+@pytest.mark.parametrize("save_every", [None, 1, 2])
+def test_metrics_that_cannot_be_written_stop_the_run_with_what_was_trained_saved(
+    make_model, examples, tmp_path, monkeypatch, save_every
+):
+    monkeypatch.setattr(output, "open", lambda *a, **k: Filling(2), raising=False)
+    model = make_model()
+    with pytest.raises(MiniloraError) as caught:
+        run(model, examples, steps=9, save_every=save_every, out=tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'metrics.jsonl'}: cannot be written: No space left on device; free some space\n"
+        f"  the adapter of step 3 is in {tmp_path}"
+    )
+    monkeypatch.undo()
+    assert_on_disk(tmp_path, model, state_after(make_model, examples, 3))
+
+
+def test_metrics_and_adapter_that_cannot_be_written_are_both_named(make_model, examples, tmp_path, monkeypatch):
+    def save(*args, **kwargs):
+        raise MiniloraError("adapter_model.safetensors: cannot write: No space left on device")
+
+    monkeypatch.setattr(output, "open", lambda *a, **k: Filling(2), raising=False)
+    monkeypatch.setattr(loop, "save_adapter", save)
+    message = r"metrics.jsonl: cannot be .*\n  after step 3: adapter_model.*No space left.*\n  no adapter is saved$"
+    with pytest.raises(MiniloraError, match=message):
+        run(make_model(), examples, steps=9, out=tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved_when_metrics_fail(make_model, examples, tmp_path, monkeypatch):
+    real = loop.AdamW.step
+
+    def overflow(self):
+        real(self)
+        overflow.calls += 1
+        if overflow.calls == 3:
+            self.params[0].data[0] = math.inf
+
+    overflow.calls = 0
+    monkeypatch.setattr(output, "open", lambda *a, **k: Filling(2), raising=False)
+    monkeypatch.setattr(loop.AdamW, "step", overflow)
+    model = make_model()
+    with pytest.raises(MiniloraError, match=r"metrics.jsonl: .*\n  the adapter of step 2 is in "):
+        run(model, examples, steps=9, out=tmp_path)
+    monkeypatch.undo()
+    assert_on_disk(tmp_path, model, state_after(make_model, examples, 2))
+
+
+def assert_on_disk(folder, model, want):
+    """The adapter in the folder and the one in the model are this one."""
+    assert all(np.array_equal(a, b) for a, b in zip(weights(model), want, strict=True))
+    other = type(model)()
+    load_adapter(other, folder)
+    assert all(np.allclose(a, b, rtol=1e-6) for a, b in zip(weights_of_file(other), want, strict=True))
+
+
+def interrupt_call(function, number):
+    """Call the function, and raise KeyboardInterrupt in place of this call's return, counted from 1."""
+
+    def interrupted(*args, **kwargs):
+        result = function(*args, **kwargs)
+        interrupted.calls += 1
+        if interrupted.calls == number:
+            raise KeyboardInterrupt
+        return result
+
+    interrupted.calls = 0
+    return interrupted
+
+
+@pytest.mark.parametrize("out", [True, False])
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("accumulate_gradients", 3),  # before step 4 moves anything
+        ("remember", 3),  # the copies may be half made, the tensors are whole
+        ("_move", 0),  # the first tensor of the first step has moved
+        ("late _move", 3),  # a tensor of step 4 has moved, others have not
+        ("save_adapter", 4),  # the save at the end
+    ],
+)
+def test_ctrl_c_keeps_the_adapter_of_the_last_whole_step(make_model, examples, tmp_path, monkeypatch, where, kept, out):
+    model = make_model()
+    per_step = len(adapter_parameters(model))
+    holder, name, call = {
+        "accumulate_gradients": (loop, "accumulate_gradients", 4),
+        "remember": (output.LastGood, "remember", 4),
+        "_move": (loop.AdamW, "_move", 1),
+        "late _move": (loop.AdamW, "_move", 3 * per_step + 2),
+        "save_adapter": (loop, "save_adapter", 1),
+    }[where]
+    monkeypatch.setattr(holder, name, interrupt_call(getattr(holder, name), call))
+    settings = TrainConfig(**QUICK, steps=4)
+    if where == "save_adapter" and not out:
+        train(model, examples, settings)  # nothing is saved, so nothing interrupts
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            train(model, examples, settings, out=tmp_path if out else None)
+    monkeypatch.undo()
+    want = state_after(make_model, examples, kept)
+    if out and kept:
+        assert_on_disk(tmp_path, model, want)
+    else:
+        assert all(np.array_equal(a, b) for a, b in zip(weights(model), want, strict=True))
+        assert not (tmp_path / "adapter_model.safetensors").exists()
 
 
 def test_a_request_to_stop_finishes_the_step_saves_and_tells_why(make_model, examples, tmp_path):
