@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     for name, value in found.items():
         print(f"{name:12} {_shown(value)}")
     if reason:
-        print(f"{'':12} the compiled kernel is missing: {reason}")
+        state = "not used" if reason.startswith("MINILORA_BACKEND=") else "missing"
+        print(f"{'':12} the compiled kernel is {state}: {reason}")
     for name, path in models.items():
         print(f"{'model':12} {name}: {path or 'not installed'}")
     for extra, packages in extras.items():

@@ -36,6 +36,17 @@ def test_a_missing_kernel_is_named_with_its_reason(minilora, monkeypatch):
     assert json.loads(minilora("info", "--json")[1])["reason"] == reason
 
 
+def test_a_kernel_that_the_environment_rules_out_is_not_called_missing(minilora, monkeypatch):
+    monkeypatch.setenv("MINILORA_BACKEND", "reference")
+    kernels._choose.cache_clear()
+    try:
+        _, out, _ = minilora("info")
+    finally:
+        kernels._choose.cache_clear()
+    assert "the compiled kernel is not used: MINILORA_BACKEND=reference\n" in out
+    assert "missing: MINILORA" not in out
+
+
 def test_packaged_models_are_listed_with_their_place(minilora, monkeypatch, tmp_path):
     monkeypatch.setattr("minilora.formats.packaged.importlib.util.find_spec", lambda name: None)
     assert "model        smollm2-135m: not installed" in minilora("info")[1]
