@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 
 from minilora.autograd import Tensor
 from minilora.errors import ConfigError, MiniloraError
+from minilora.formats.atomic import remove_stale_temporaries
 from minilora.training.events import Evaluated, Event, Saved, Step
 
 
 def prepare_folder(path: str | Path) -> Path:
     """Make the output folder, or accept it if it exists and is empty.
 
+    Temporary files that a killed run left half-written there are removed first.
     Raises ConfigError where it holds anything, is no folder or cannot be made.
     """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_stale_temporaries(folder)
         found = sorted(os.listdir(folder))
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be the output folder: {error.strerror}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -240,6 +241,18 @@ def test_a_folder_that_is_not_empty_is_refused_and_untouched(make_model, example
     with pytest.raises(ConfigError, match=r"the output folder is not empty \(letter.txt\); a run never writes over"):
         run(make_model(), examples, steps=1, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_folder_with_nothing_but_a_killed_runs_temporaries_is_swept_and_taken(make_model, examples, tmp_path):
+    stale = tmp_path / ".minilora-0123456789abcdef.tmp"
+    stale.write_bytes(b"half")
+    with pytest.raises(ConfigError, match="the output folder is not empty"):  # it may belong to a live run
+        run(make_model(), examples, steps=1, out=tmp_path)
+    assert stale.exists()
+    os.utime(stale, (0, 0))
+    run(make_model(), examples, steps=1, out=tmp_path)
+    assert not stale.exists()
+    assert (tmp_path / "adapter_model.safetensors").exists()
 
 
 def test_a_file_in_the_way_is_named(make_model, examples, tmp_path):
