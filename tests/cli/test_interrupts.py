@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -116,38 +115,69 @@ def test_a_killed_process_leaves_an_adapter_that_loads(train, model_folder, tmp_
     assert loads(model_folder, tmp_path / "out")
 
 
-@pytest.mark.skipif(shutil.which("prlimit") is None, reason="needs prlimit")
-def test_a_full_disk_keeps_the_last_save_and_says_so(train, model_folder, tmp_path):
-    process = train("--save-every", 1)
-    wait_for(process, "saved in")
-    # From here on no file may grow beyond 8 KB: the next save hits it as it would a full disk.
-    os.system(f"prlimit --pid {process.pid} --fsize=8192:8192")
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "minilora train: error: after step " in err
+@pytest.fixture
+def train_with(spawn, model_folder, data_file, tmp_path):
+    """Train with ``loop`` changed by these lines of code; return the exit code and stderr."""
+
+    def start(code: str, *words: object) -> tuple[int, str]:
+        script = tmp_path / "changed.py"
+        script.write_text(
+            "import resource, sys, minilora.training.loop as loop\n"
+            "from minilora.cli import main\n"
+            # What is written beyond the limit is refused as it would be on a full disk; pipes have no limit.
+            "def limit(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+            f"{code}\n"
+            "sys.exit(main(sys.argv[1:]))\n"
+        )
+        files = ("--model", model_folder, "--data", data_file, "--out", tmp_path / "out")
+        process = spawn("train", *files, *words, command=[sys.executable, script])
+        _, err = process.communicate(timeout=30)
+        return process.returncode, err
+
+    return start
+
+
+def test_a_full_disk_keeps_the_last_save_and_says_so(train_with, model_folder, tmp_path):
+    code = (
+        "real = loop.LastGood.save\n"
+        "loop.LastGood.save = lambda self, step: (real(self, step), limit(8192))[0]"  # from the first save on
+    )
+    returned, err = train_with(code, "--save-every", 1, "--steps", 9)
+    assert returned == 1
+    assert "minilora train: error: after step 2: " in err
     assert "adapter_model.safetensors: cannot write: File too large" in err
-    assert f"is in {tmp_path / 'out'}" in err
+    assert f"the adapter of step 1 is in {tmp_path / 'out'}" in err
     assert "Traceback" not in err
     assert loads(model_folder, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tmp"))
     assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
-def test_a_device_that_is_full_from_the_start_is_named(spawn, model_folder, data_file, tmp_path):
-    if not os.path.exists("/dev/full"):
-        pytest.skip("needs /dev/full")
-    out = tmp_path / "out"
-    # metrics.jsonl on a full device: the write of the first line fails as on a full disk.
+def test_a_disk_that_is_full_from_the_start_is_named(train_with, tmp_path):
     code = (
-        "import sys, os, minilora.training.loop as loop; real = loop.MetricsFile\n"
-        "loop.MetricsFile = lambda path: (os.symlink('/dev/full', path), real(path))[1]\n"
-        "from minilora.cli import main; sys.exit(main(sys.argv[1:]))"
+        "real = loop.MetricsFile\n"
+        "loop.MetricsFile = lambda path: (real(path), limit(0))[0]"  # from the start of metrics.jsonl on
     )
-    (tmp_path / "full.py").write_text(code)
-    process = spawn(
-        "train", "--model", model_folder, "--data", data_file, "--out", out, "--steps", 3,
-        command=[sys.executable, tmp_path / "full.py"],
-    )  # fmt: skip
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert f"minilora train: error: {out / 'metrics.jsonl'}: cannot be written: No space left on device" in err
+    returned, err = train_with(code, "--steps", 3)
+    assert returned == 1
+    assert f"minilora train: error: {tmp_path / 'out' / 'metrics.jsonl'}: cannot be written: File too large" in err
+    assert "no adapter is saved" in err
+    assert "Traceback" not in err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.jsonl", "run.yaml"]
+
+
+def test_metrics_that_no_longer_fit_do_not_cost_what_was_trained(train_with, model_folder, tmp_path):
+    code = (
+        "real, (soft, hard) = loop.MetricsFile.write, resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "def write(self, event):\n"
+        "    full = getattr(event, 'step', 0) >= 3\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else soft, hard))\n"
+        "    try: real(self, event)\n"
+        "    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))\n"  # someone made room
+        "loop.MetricsFile.write = write"
+    )
+    returned, err = train_with(code, "--steps", 9)
+    assert returned == 1
+    assert "metrics.jsonl: cannot be written: File too large; free some space\n" in err
+    assert f"the adapter of step 3 is in {tmp_path / 'out'}" in err
+    assert loads(model_folder, tmp_path / "out")

@@ -53,7 +53,6 @@ def test_plain_lines_are_few_and_hold_the_first_and_last_step(total):
 
 
 def test_on_a_terminal_a_bar_shows_loss_speed_and_other_events_above_it(monkeypatch):
-    pytest.importorskip("rich")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -69,7 +68,6 @@ def test_on_a_terminal_a_bar_shows_loss_speed_and_other_events_above_it(monkeypa
 
 
 def test_no_color_leaves_the_bar_without_colours(monkeypatch):
-    pytest.importorskip("rich")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not re.search(r"\x1b\[[0-9;]*3[0-9;]*m", shown(Terminal()))
@@ -96,7 +94,6 @@ def test_without_rich_a_terminal_gets_lines(monkeypatch):
 
 
 def test_with_rich_a_terminal_gets_the_bar(monkeypatch):
-    pytest.importorskip("rich")
     monkeypatch.setenv("TERM", "xterm")
     with progress(Terminal()) as view:
         assert type(view) is Bar

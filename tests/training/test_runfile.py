@@ -6,14 +6,13 @@ import dataclasses
 import math
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora.errors import ConfigError, FormatError
 from minilora.training.config import TrainConfig
 from minilora.training.runfile import read_run, write_run
-
-yaml = pytest.importorskip("yaml")
 
 # Surrogates are what Python makes of path bytes that are not UTF-8.
 texts = st.text() | st.text(st.characters(categories=["Cc", "Cf", "Cs", "Zl", "Zp", "Lo", "So"]))
