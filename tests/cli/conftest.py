@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from tiny_llama import write_tiny_llama
 
+import minilora as package
 from minilora.cli import main
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    pytest.importorskip("tokenizers")
     return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
@@ -54,12 +54,15 @@ def minilora(capsys):
 @pytest.fixture(scope="session")
 def spawn():
     """Start a command in a process of its own and return it, its pipes open."""
-    root = Path(__file__).parents[2]
+    # The package that is tested here, installed or not: -m looks in the current folder first, then in PYTHONPATH.
+    root = Path(package.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
     def start(*words: object, command: list | None = None) -> subprocess.Popen:
         whole = [str(word) for word in (*(command or [sys.executable, "-m", "minilora"]), *words)]
-        return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        return subprocess.Popen(
+            whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=root
+        )
 
     return start
 

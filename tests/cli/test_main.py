@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 
 import pytest
 
+import minilora as package
 from minilora import cli
 from minilora.cli import info
 from minilora.errors import ConfigError, FormatError
@@ -90,6 +90,11 @@ def test_debug_shows_the_traceback(minilora, monkeypatch):
         minilora("info", "--debug")
 
 
+def test_a_command_of_its_own_runs_the_package_under_test(spawn):
+    process = spawn(command=[sys.executable, "-c", "import minilora; print(minilora.__file__)"])
+    assert process.communicate() == (f"{package.__file__}\n", "")
+
+
 def test_a_reader_that_goes_away_is_no_defect(spawn):
     process = spawn("info")
     process.stdout.close()
@@ -98,11 +103,12 @@ def test_a_reader_that_goes_away_is_no_defect(spawn):
     process.stderr.close()
 
 
-def test_only_the_chosen_verb_is_imported_and_nothing_optional():
+def test_only_the_chosen_verb_is_imported_and_nothing_optional(spawn):
     code = (
         "import sys; from minilora.cli import main; main(['info', '--json']); "
         "print([m for m in sys.modules if m.startswith('minilora.cli.')"
         " or m.split('.')[0] in ('rich', 'yaml', 'jinja2', 'tokenizers')], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == "['minilora.cli.info']\n"
+    process = spawn(command=[sys.executable, "-c", code])
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "['minilora.cli.info']\n")
