@@ -168,7 +168,8 @@ def _from_folder(folder: Path) -> Llama:
 def _tensors(folder: Path) -> dict[str, SafetensorsFile]:
     """Return which file holds each tensor: model.safetensors, or those that model.safetensors.index.json names.
 
-    An index is a stranger's: it may name regular files in its own folder, by their bare names, and no others.
+    An index is a stranger's: it may name files in its own folder, by their bare names, and no others. Such a file
+    may be a link, as all are in the cache of huggingface_hub; what is opened must be a regular file all the same.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
@@ -183,7 +184,7 @@ def _tensors(folder: Path) -> dict[str, SafetensorsFile]:
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise FormatError(f"{index}: weight_map is missing, expected an object of tensor name to file name")
     for name in sorted(set(places.values())):
-        if Path(name).name != name or not name.endswith(".safetensors") or (folder / name).is_symlink():
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise FormatError(
                 f"{index}: {printable(name)} is not the bare name of a .safetensors file in the same folder"
             )

@@ -42,6 +42,20 @@ def test_a_gguf_file_and_a_folder_of_the_same_weights_give_the_same_bits(tmp_pat
         np.testing.assert_array_equal(ours[1].dequantize(), theirs[1].dequantize())
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_snapshot_of_the_hugging_face_cache_loads_though_every_file_is_a_link(tmp_path, shards):
+    config = tiny_config()
+    plain = write_folder(tmp_path / "plain", config, tiny_weights(config), shards=shards)
+    snapshot, blobs = tmp_path / "models--tiny" / "snapshots" / "0123abcd", tmp_path / "models--tiny" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(plain.iterdir())):
+        blob = blobs / f"{number:040x}"  # as in the cache: named by hash, without a suffix
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+    np.testing.assert_array_equal(load_model(snapshot)(IDS).data, load_model(plain)(IDS).data)
+
+
 @pytest.mark.parametrize("shards", [1, 3, 7])
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F16", "F64"])
 def test_every_dtype_and_number_of_shards_gives_the_same_bits(tmp_path, dtype, shards):
