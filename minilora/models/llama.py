@@ -113,10 +113,15 @@ class Llama(Module):
         position_ids    (B, T)      None: counted from the first token of a row that is not padding
         cache                       positions of earlier calls, extended by this one; only without gradients
         adapters                    the adapter of this call; None: what set_adapter chose
-        logits_to_keep              compute those of the last n positions only; None: all
+        logits_to_keep              compute those of the last n >= 1 positions only; None: all
 
-        Returns (B, T or n, V) float32. ShapeError where sizes or ids do not fit.
+        Returns (B, T or n, V) float32. ShapeError where sizes or ids do not fit, ConfigError for an n below 1.
         """
+        if logits_to_keep is not None and logits_to_keep < 1:
+            raise ConfigError(
+                f"model: logits_to_keep is {logits_to_keep}, expected at least 1\n"
+                "  leave it out for the logits of all positions"
+            )
         with self._adapter(adapters):
             hidden = self._hidden(input_ids, attention_mask, position_ids, cache)
             if logits_to_keep is not None:

@@ -11,7 +11,7 @@ from models import reference
 from models.double import load_double
 from models.tiny import gguf_metadata, gguf_tensors, tiny_config, tiny_weights, write_folder, write_gguf
 
-from minilora import AdapterError, MiniloraError, ShapeError, no_grad
+from minilora import AdapterError, ConfigError, MiniloraError, ShapeError, no_grad
 from minilora.generate import KVCache
 from minilora.lora import LoraConfig, adapter_layers, add_adapter, set_adapter
 from minilora.models import load_model
@@ -165,6 +165,15 @@ def test_logits_to_keep_computes_the_last_positions_alone(model):
         kept = model(PADDED, attention_mask=MASK, logits_to_keep=keep)
         assert kept.shape == (2, min(keep, 8), 37)
         agree(kept.data, whole[:, -keep:])
+
+
+@pytest.mark.parametrize("keep", [0, -1, -8])
+def test_to_keep_no_logits_is_refused(model, keep):
+    with pytest.raises(ConfigError) as caught:
+        model(PADDED, logits_to_keep=keep)
+    assert str(caught.value) == (
+        f"model: logits_to_keep is {keep}, expected at least 1\n  leave it out for the logits of all positions"
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0)])
