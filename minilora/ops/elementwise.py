@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minilora.autograd import op
+from minilora.errors import ConfigError
 
 Array = NDArray[Any]
 
@@ -111,7 +112,11 @@ def dropout(x: Array, keep: NDArray[np.bool_], *, p: float) -> tuple[Array, Any]
 
     keep  (*)  True for the elements that stay; draw it with probability 1 - p
     p          probability of dropping an element, in [0, 1)
+
+    ConfigError where p is outside its range.
     """
+    if not 0 <= p < 1:
+        raise ConfigError(f"dropout: p is {p}, expected at least 0 and below 1\n  to drop everything, multiply by 0")
     scale = x.dtype.type(1.0 / (1.0 - p))
     return x * (keep * scale), keep
 

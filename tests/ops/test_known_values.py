@@ -76,6 +76,15 @@ def test_dropout_zeroes_what_is_not_kept_and_scales_the_rest():
     np.testing.assert_array_equal(x.grad, [2, 0, 2, 0])
 
 
+@pytest.mark.parametrize("p", [1, 1.0, 1.5, -0.1, math.nan])
+def test_dropout_with_a_probability_outside_its_range_is_refused(p):
+    with pytest.raises(ConfigError) as caught:
+        ops.dropout(np.ones(2), np.ones(2, bool), p=p)
+    assert str(caught.value) == (
+        f"dropout: p is {p}, expected at least 0 and below 1\n  to drop everything, multiply by 0"
+    )
+
+
 # ---------------------------------------------------------------- sum, mean, shape
 
 
