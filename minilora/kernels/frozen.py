@@ -105,8 +105,22 @@ class FrozenWeight:
         return matrix if self._by_rows else matrix.T
 
     def rows(self, ids: ArrayLike) -> NDArray[Any]:
-        """Return W[ids], shape (*ids.shape, out); decodes only those rows where rows are stored whole."""
+        """Return W[ids], shape (*ids.shape, out); decodes only those rows where rows are stored whole.
+
+        ids  integers in [0, in); ShapeError for others
+        """
         index = np.asarray(ids, None if np.size(ids) else np.intp)  # [] alone would be float64
+        if index.dtype.kind not in "iu":
+            raise ShapeError(
+                f"FrozenWeight.rows: ids has dtype {index.dtype}, expected integers\n"
+                "  convert them; for a mask pass np.flatnonzero(mask)"
+            )
+        if index.size and (index.min() < 0 or index.max() >= self.shape[0]):
+            bad = index[(index < 0) | (index >= self.shape[0])].flat[0]
+            raise ShapeError(
+                f"FrozenWeight.rows: ids holds {bad}, expected 0 to {self.shape[0] - 1}, as W has shape {self.shape}\n"
+                "  count rows from the start, and check that the ids were made for this table"
+            )
         if not self._by_rows:
             return self.dequantize()[index]
         rows = self._decode(np.ascontiguousarray(self._stored[index.reshape(-1)]))

@@ -86,6 +86,25 @@ def test_every_storage_gives_its_decoded_matrix_rows_and_products(storage, trans
     np.testing.assert_array_equal(x @ frozen, x @ expected)
 
 
+@pytest.mark.parametrize("stored", [np.ascontiguousarray, np.asfortranarray])
+@pytest.mark.parametrize("bad", [-1, 3, 2**40])
+def test_rows_that_are_not_there_are_refused(stored, bad):
+    frozen = FrozenWeight(stored(matrix()))
+    for ids in (bad, [0, bad], np.array([[1], [bad]])):
+        with pytest.raises(ShapeError) as caught:
+            frozen.rows(ids)
+        assert str(caught.value) == (
+            f"FrozenWeight.rows: ids holds {bad}, expected 0 to 2, as W has shape (3, 4)\n"
+            "  count rows from the start, and check that the ids were made for this table"
+        )
+
+
+@pytest.mark.parametrize(("ids", "dtype"), [([0.0, 1.0], "float64"), ([True, False, True], "bool"), ("1", "<U1")])
+def test_rows_are_named_by_integers_alone(ids, dtype):
+    with pytest.raises(ShapeError, match=rf"FrozenWeight\.rows: ids has dtype {dtype}, expected integers\n  convert"):
+        FrozenWeight(matrix()).rows(ids)
+
+
 def test_float32_bytes_are_viewed_as_numbers_in_place():
     raw = blocks("f32")
     assert np.shares_memory(FrozenWeight.from_blocks(raw, "f32").dequantize(), raw)
