@@ -54,9 +54,11 @@ class Worker:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
+        self._registered = False
 
     def ask(self, request: dict[str, Any]) -> list[str]:
         """Return the rendered texts. Raises RenderError."""
+        self._register()  # before the lock: a fork that finds it held must find after_fork registered
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             child = self._running()
@@ -80,6 +82,14 @@ class Worker:
             reply.get("error")
             or f"rendering did not finish within {rendering.CPU_SECONDS:g} s and {rendering.MEMORY_BYTES >> 20} MB"
         )
+
+    def _register(self) -> None:
+        """Have the child end with this process and let go of in a fork, from the first request on."""
+        if not self._registered:  # two threads at once may both register, which does no harm
+            atexit.register(self.close)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=self.after_fork)
+            self._registered = True
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
@@ -130,6 +140,3 @@ class Worker:
 
 
 _WORKER = Worker()
-atexit.register(_WORKER.close)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_WORKER.after_fork)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +162,27 @@ def test_a_forked_process_does_not_keep_the_child_alive(chat_tokenizer: Make, mo
         fork.kill()
         fork.join()
     assert chat_tokenizer("y").apply_chat_template(MESSAGES) == "y"
+
+
+def test_importing_registers_nothing_and_the_first_request_registers_once() -> None:
+    code = """
+import atexit, os
+made = []
+def recording(register):
+    def record(*callbacks, **named):
+        made.extend(c.__name__ for c in (*callbacks, *named.values()) if c.__module__.startswith("minilora"))
+        return register(*callbacks, **named)
+    return record
+atexit.register, os.register_at_fork = recording(atexit.register), recording(os.register_at_fork)
+from minilora.tokenizer import worker
+print(made)
+for text in "ab":
+    print(worker.render(text, {"messages": []}, None, "x"))
+print(made)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["[]", "['a']", "['b']", "['close', 'after_fork']"], done.stderr
 
 
 @pytest.mark.model
