@@ -48,9 +48,9 @@ class Module:
             for name, value in vars(module).items():
                 if not isinstance(value, Tensor | FrozenWeight | np.ndarray):
                     continue
-                key = (
-                    value.memory if isinstance(value, FrozenWeight) and value.nbytes else id(value)
-                )  # a tied head is one
+                key: Any = id(value)
+                if isinstance(value, FrozenWeight) and value.nbytes:
+                    key = value.memory  # a tied head is another object over the memory of the table
                 if key not in seen:
                     seen.add(key)
                     yield (f"{path}.{name}" if path else name), value
