@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import minilora
 from minilora import kernels
 from minilora.errors import ConfigError
 
@@ -22,7 +23,7 @@ sys.modules["minilora.kernels._kernels"] = None
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     inherited = {name: value for name, value in os.environ.items() if name not in CHOICES}
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(minilora.__file__).parents[1])  # what is tested here, whether checked out or installed
     inherited["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [inherited.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, "-c", code], env={**inherited, **environment}, capture_output=True, text=True, timeout=60
@@ -33,6 +34,10 @@ def printed(code: str, **environment: str) -> str:
     done = python(code, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_the_child_imports_the_package_that_is_tested():
+    assert printed("import minilora; print(minilora.__file__)") == minilora.__file__
 
 
 INFO = "from minilora import kernels; i = kernels.info(); "
@@ -79,6 +84,16 @@ def test_without_the_kernel_numpy_is_used_and_the_reason_given():
     got = printed(WITHOUT_KERNEL + INFO + "print(i.backend, '|', i.reason)")
     assert got.startswith("reference | ")
     assert len(got) > len("reference | ") + 10
+
+
+@pytest.mark.parametrize("call", ["lora_forward(*[None] * 6)", "lora_backward(*[None] * 8)"])
+def test_a_product_asked_of_a_kernel_that_is_not_in_use_is_refused_with_the_reason(call):
+    done = python(f"from minilora import kernels; kernels.{call}", MINILORA_BACKEND="reference")
+    assert done.returncode != 0
+    assert (
+        f"ConfigError: {call.partition('(')[0]}: the compiled kernel is needed, but it is not in use: "
+        "MINILORA_BACKEND=reference\n  call minilora.ops.lora_matmul"
+    ) in done.stderr
 
 
 @pytest.mark.parametrize("setting", [{"MINILORA_REQUIRE_KERNELS": "1"}, {"MINILORA_BACKEND": "native"}])
