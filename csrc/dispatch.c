@@ -1,9 +1,13 @@
 /* dispatch.c - which instruction sets were compiled, which of them run here, and the one that is used.
  *
  * Compiled once, for the baseline.  The build defines MINILORA_HAVE_V3 and MINILORA_HAVE_V4 where it also
- * compiled the other sources with the suffixes _v3 and _v4.
+ * compiled the other sources with the suffixes _v3 and _v4; _V4 implies _V3.
  */
 #include "minilora.h"
+
+#ifdef MINILORA_HAVE_V3
+#include <cpuid.h>
+#endif
 
 typedef size_t workspace_function(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads);
 typedef void forward_function(float *y, float *hidden, const float *x, const float *w, const float *a,
@@ -35,10 +39,20 @@ static int always(void) { return 1; }
 DECLARE(_baseline)
 
 #ifdef MINILORA_HAVE_V3
+/* Everything that -march=x86-64-v3 lets a compiler emit: a hypervisor may mask any bit of it.  Bits by cpuid, since
+ * clang before 18 has no names for some; the built-ins also ask whether the system saves the registers. */
 static int has_v3(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi")
-        && __builtin_cpu_supports("bmi2");
+    const unsigned basic = bit_SSE3 | bit_SSSE3 | bit_SSE4_1 | bit_SSE4_2 | bit_POPCNT | bit_CMPXCHG16B | bit_FMA
+                           | bit_MOVBE | bit_F16C | bit_AVX | bit_XSAVE | bit_OSXSAVE;
+    const unsigned extended = bit_LAHF_LM | bit_LZCNT;
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & basic) != basic)
+        return 0;
+    if (!__get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx) || (ecx & extended) != extended)
+        return 0;
+    return __builtin_cpu_supports("avx") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+        && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
 DECLARE(_v3)
 #endif
@@ -46,10 +60,9 @@ DECLARE(_v3)
 #ifdef MINILORA_HAVE_V4
 static int has_v4(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi")
-        && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512f")
-        && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd")
-        && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+        && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq")
+        && __builtin_cpu_supports("avx512vl");
 }
 DECLARE(_v4)
 #endif
