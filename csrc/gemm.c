@@ -11,7 +11,8 @@
 static const float zeros[TILE_COLS];
 
 /* c = start + a . b for one tile.  `rows` is a constant wherever this is inlined, so acc lives in registers;
- * start may be c itself, and start_stride 0 repeats one row of it (a bias). */
+ * start may be c itself, and start_stride 0 repeats one row of it (a bias).  It is added last: a sum of several
+ * blocks rounds as a sum of short ones, not as one long chain. */
 static inline __attribute__((always_inline)) void tile(
     const int rows, float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,
     const float *restrict a, const float *restrict b, ptrdiff_t b_stride, ptrdiff_t depth)
@@ -21,7 +22,7 @@ static inline __attribute__((always_inline)) void tile(
     for (int i = 0; i < rows; i++)
 #pragma omp simd
         for (int j = 0; j < TILE_COLS; j++)
-            acc[i][j] = start[i * start_stride + j];
+            acc[i][j] = 0.0f;
     for (ptrdiff_t k = 0; k < depth; k++) {
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++)
@@ -33,7 +34,7 @@ static inline __attribute__((always_inline)) void tile(
     for (int i = 0; i < rows; i++)
 #pragma omp simd
         for (int j = 0; j < TILE_COLS; j++)
-            c[i * c_stride + j] = acc[i][j];
+            c[i * c_stride + j] = start[i * start_stride + j] + acc[i][j];
 }
 
 typedef void tile_function(float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,
@@ -143,12 +144,21 @@ static void block(const product *p, rect where, ptrdiff_t k0, ptrdiff_t k1, int 
     }
 }
 
-/* All terms of one rectangle at most BLOCK_N wide, right-hand side packed: blocks of equal depth. */
+/* All terms of one rectangle at most BLOCK_N wide, right-hand side packed.  The first segment alone decides where
+ * it is cut, into blocks of equal depth, so a second one that adds zeros changes no bit; that joins the last block
+ * where it fits. */
 static void packed_product(const product *p, rect where, float *scratch)
 {
-    const ptrdiff_t depth = p->first.k + p->second.k, blocks = depth ? ceil_div(depth, BLOCK_K) : 1;
-    for (ptrdiff_t b = 0; b < blocks; b++)
-        block(p, where, b * depth / blocks, (b + 1) * depth / blocks, 0, p->accumulate || b > 0, scratch);
+    const ptrdiff_t first = p->first.k, depth = first + p->second.k;
+    const ptrdiff_t block_depth = first ? ceil_div(first, ceil_div(first, BLOCK_K)) : BLOCK_K;
+    ptrdiff_t k = 0;
+    do {
+        ptrdiff_t end = k < first ? smaller(k + block_depth, first) : smaller(k + BLOCK_K, depth);
+        if (end == first && depth - k <= BLOCK_K)
+            end = depth;
+        block(p, where, k, end, 0, p->accumulate || k > 0, scratch);
+        k = end;
+    } while (k < depth);
 }
 
 /* Terms from k on, right-hand side in place; go_on: c already holds what comes before them. */

@@ -78,7 +78,7 @@ typedef struct {
 
 /* c (m, n) = start + first + second, where start is c itself (accumulate), the bias, or zero.
  *
- * The two segments run as one sum of first.k + second.k terms: the tile stays in registers between them.
+ * The sum is cut into blocks of at most BLOCK_K terms, each summed from zero in registers and then added to c.
  * second.b is never transposed; first.a is not where first.b is, and first.scale is 1 there. */
 typedef struct {
     float *c;                   /* (m, n), rows n apart */

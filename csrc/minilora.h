@@ -32,7 +32,8 @@
  *               |computed - exact| <= gamma(t + 2) * S, where t is the number of terms of the sum,
  *               S the sum of their absolute values and gamma(t) = t * eps / (1 - t * eps) with
  *               eps = 2^-24.  For y and grad_x, t = k + r and n + r, and the terms of the low-rank
- *               part inherit the error of hidden and grad_h under the same rule.
+ *               part inherit the error of hidden and grad_h under the same rule.  Long sums are cut
+ *               into blocks by k alone (n for grad_x), so a B of zeros leaves y the bits of r = 0.
  *   NaN, Inf    They propagate as in IEEE arithmetic; an element of the result is a function of its
  *               own row and column only.
  */

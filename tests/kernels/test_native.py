@@ -134,6 +134,36 @@ def test_backward_is_within_the_rounding_bound(forward, backward, problem):
 
 @native_only
 @pytest.mark.parametrize("transposed", [False, True], ids=["W (K, N)", "W (N, K)"])
+@pytest.mark.parametrize("rank", [8, 400])
+@pytest.mark.parametrize(("rows", "k"), [(1, 576), (5, 576), (60, 576), (140, 1536), (60, 384), (60, 380)])
+def test_an_adapter_whose_b_is_zero_gives_the_bits_of_the_plain_layer(rows, k, rank, transposed):
+    n = 331
+    rng = np.random.default_rng(0)
+    x, a, bias = (rng.standard_normal(shape, dtype=np.float32) for shape in ((rows, k), (k, rank), (n,)))
+    w = rng.standard_normal((n, k), dtype=np.float32).T if transposed else rng.standard_normal((k, n), dtype=np.float32)
+    for start in (None, bias):
+        plain, _ = native_forward(x, w, None, None, start, 2.0)
+        adapted, _ = native_forward(x, w, a, np.zeros((rank, n), np.float32), start, 2.0)
+        assert adapted.tobytes() == plain.tobytes()
+
+
+@native_only
+def test_a_long_sum_is_rounded_by_blocks_and_not_as_one_chain():
+    # Roundings add up as a random walk: 1536 in a row are off by twice what 384 are. Here every term is positive,
+    # so that the walk's steps are eps/2 of the sum so far, and a block's are smaller by as much as it is shorter.
+    rng = np.random.default_rng(0)
+    x, w = rng.random((140, 1536), dtype=np.float32), rng.random((1536, 192), dtype=np.float32)
+    y, _ = native_forward(x, w, None, None, None, 1.0)
+    chain = np.zeros_like(y)
+    for k in range(x.shape[1]):
+        chain += x[:, k : k + 1] * w[k]
+    exact, _ = product(x, w)
+    off = [np.sqrt(np.mean((got - exact) ** 2)) for got in (y, chain)]
+    assert off[0] < 0.5 * off[1], off
+
+
+@native_only
+@pytest.mark.parametrize("transposed", [False, True], ids=["W (K, N)", "W (N, K)"])
 @pytest.mark.parametrize("rank", [8, 40])
 @pytest.mark.parametrize("rows", [1, 5, 17, 48, 49, 203])
 def test_one_two_and_three_threads_give_the_same_bits(rows, rank, transposed):
