@@ -1,4 +1,4 @@
-"""Time the LoRA linear layer, forward and backward, in the compiled kernel and in NumPy, in alternating processes.
+"""Time ops.lora_matmul, forward and backward, by the compiled kernel and by NumPy, in alternating processes.
 
     python benchmarks/kernel.py                     every shape of SmolLM2-135M
     python benchmarks/kernel.py --isa x86-64-v3     both sides held to AVX2
@@ -25,6 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ["576x576", "576x192", "576x1536", "1536x576", "576x49152"]
+EVERY = (True, False, True, True, False)  # gradients of lora_matmul's operands: W is frozen, there is no bias
+GRADS = ["grad_x", "grad_w", "grad_a", "grad_b", "grad_bias"]
 PARTS = ["forward", "grad_x", "grad_a", "grad_b", "both"]
 
 
@@ -33,6 +35,7 @@ def worker() -> None:
     import numpy as np
 
     from minilora import kernels
+    from minilora.ops import lora_matmul
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -41,20 +44,21 @@ def worker() -> None:
         x, grad = (rng.standard_normal((m, width), dtype=np.float32) for width in (k, n))
         w = rng.standard_normal((n, k), dtype=np.float32).T
         a, b = (rng.standard_normal(shape, dtype=np.float32) for shape in ((k, r), (r, n)))
-        hidden = x @ a
+        rule = lora_matmul.choose((x, w, a, b, None))  # the kernel's, or the NumPy that runs without one
+        assert rule.vjp is not None
+        _, saved = lora_matmul.run(rule, (x, w, a, b, None), {"scale": 2.0}, EVERY)
 
-        def run(part: str, x=x, w=w, a=a, b=b, grad=grad, hidden=hidden) -> tuple:  # type: ignore[no-untyped-def]
+        def run(part: str, rule=rule, operands=(x, w, a, b, None), grad=grad, saved=saved) -> tuple:  # type: ignore[no-untyped-def]
             if part == "forward":
-                return kernels.lora_forward(x, w, a, b, None, 2.0)
+                return lora_matmul.run(rule, operands, {"scale": 2.0}, (False,) * 5)[:1]
             if part == "both":
-                _, kept = kernels.lora_forward(x, w, a, b, None, 2.0)
-                return kernels.lora_backward(grad, x, kept, w, a, b, 2.0, (True, True, True))
-            need = tuple(part == name for name in ("grad_x", "grad_a", "grad_b"))
-            return kernels.lora_backward(grad, x, hidden, w, a, b, 2.0, need)
+                _, saved = lora_matmul.run(rule, operands, {"scale": 2.0}, EVERY)
+                return rule.vjp(grad, saved, EVERY, scale=2.0)
+            return rule.vjp(grad, saved, tuple(part == name for name in GRADS), scale=2.0)
 
         answer: dict[str, object] = {"info": vars(kernels.info()), "numpy": np.__version__}
         if request["task"] == "check":
-            results = [*run("both"), run("forward")[0]]
+            results = [array for array in (*run("both"), *run("forward")) if array is not None]
             answer["probe"] = [
                 [float(abs(array).max()), *array.ravel()[:: array.size // 7].tolist()] for array in results
             ]

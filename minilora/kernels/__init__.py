@@ -1,4 +1,4 @@
-"""Choose, once per process, the compiled kernel or NumPy, its instruction set and its threads.
+"""Choose, once per process, the compiled kernel or NumPy, its instruction set and its threads; call the kernel.
 
 Environment variables, read here and nowhere else, when something is first computed or asked:
 
@@ -19,7 +19,6 @@ from types import ModuleType
 import numpy as np
 
 from minilora.errors import ConfigError
-from minilora.kernels import reference
 from minilora.kernels.frozen import FrozenWeight
 
 __all__ = [
@@ -138,6 +137,17 @@ def get_include() -> str:
     return str(installed if installed.is_dir() else checkout)
 
 
+def _native(caller: str) -> ModuleType:
+    """Return the module that calls the kernel; raise ConfigError, with the reason, where there is none."""
+    native, reason = _choose()
+    if native is None:
+        raise ConfigError(
+            f"{caller}: the compiled kernel is needed, but it is not in use: {reason}\n"
+            "  call minilora.ops.lora_matmul, which computes in NumPy then"
+        )
+    return native
+
+
 def lora_forward(
     x: np.ndarray,
     w: np.ndarray,
@@ -154,12 +164,9 @@ def lora_forward(
     b     (R, N)
     bias  (N,)    or None
 
-    Raises ShapeError where the sizes, the dtype or the memory order do not fit.
+    Raises ShapeError where the sizes, the dtype or the memory order do not fit, ConfigError without a kernel.
     """
-    native, _ = _choose()
-    if native is None:
-        return reference.lora_forward(x, w, a, b, bias, scale)
-    return native.lora_forward(x, w, a, b, bias, scale, _threads())
+    return _native("lora_forward").lora_forward(x, w, a, b, bias, scale, _threads())
 
 
 def lora_backward(
@@ -179,9 +186,6 @@ def lora_backward(
     hidden  (M, R)  as lora_forward returned it; may be None unless b's gradient is needed
     need            (x, a, b): which gradients are wanted
 
-    Raises ShapeError where the sizes, the dtype or the memory order do not fit.
+    Raises ShapeError where the sizes, the dtype or the memory order do not fit, ConfigError without a kernel.
     """
-    native, _ = _choose()
-    if native is None:
-        return reference.lora_backward(grad, x, hidden, w, a, b, scale, need)
-    return native.lora_backward(grad, x, hidden, w, a, b, scale, need, _threads())
+    return _native("lora_backward").lora_backward(grad, x, hidden, w, a, b, scale, need, _threads())

@@ -1,4 +1,4 @@
-"""The low-rank linear layer, compiled and in NumPy, against float64 under the bound of csrc/minilora.h."""
+"""The compiled low-rank linear layer against float64, under the bound of csrc/minilora.h."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from minilora import kernels
 from minilora.errors import ShapeError
-from minilora.kernels import reference
 
 EPS = 2.0**-24
 native_only = pytest.mark.native
@@ -42,14 +41,6 @@ def native_backward(*arguments, threads=2):
 
     return native.lora_backward(*arguments, threads)
 
-
-BOTH = pytest.mark.parametrize(
-    ("forward", "backward"),
-    [
-        pytest.param(reference.lora_forward, reference.lora_backward, id="reference"),
-        pytest.param(native_forward, native_backward, id="native", marks=native_only),
-    ],
-)
 
 # 0, 1, odd, the edges of every tile (4, 6, 8, 14, 16, 32), both sides of the limits between paths, longer than a block.
 sizes = st.sampled_from([0, 1, 2, 3, 5, 7, 13, 14, 15, 16, 17, 31, 32, 33, 48, 49, 65, 130]) | st.integers(0, 80)
@@ -84,11 +75,11 @@ def assert_within(got, want, allowed, what):
     assert np.all(np.abs(got - want) <= allowed + 1e-37), f"{what}: off by {np.abs(got - want).max()}"
 
 
-@BOTH
+@native_only
 @given(problem=problems())
-def test_forward_is_within_the_rounding_bound(forward, backward, problem):
+def test_forward_is_within_the_rounding_bound(problem):
     x, w, a, b, bias, _, scale = problem
-    y, hidden = forward(x, w, a, b, bias, scale)
+    y, hidden = native_forward(x, w, a, b, bias, scale)
     k = x.shape[1]
     want, size = product(x, w)
     terms = k
@@ -104,13 +95,13 @@ def test_forward_is_within_the_rounding_bound(forward, backward, problem):
     assert_within(y, want, gamma(terms + 4) * size, "y")
 
 
-@BOTH
+@native_only
 @given(problem=problems())
-def test_backward_is_within_the_rounding_bound(forward, backward, problem):
+def test_backward_is_within_the_rounding_bound(problem):
     x, w, a, b, _, grad, scale = problem
     m, n, r = len(x), w.shape[1], 0 if a is None else a.shape[1]
     hidden = None if a is None else x @ a
-    grad_x, grad_a, grad_b = backward(grad, x, hidden, w, a, b, scale, (True, True, True))
+    grad_x, grad_a, grad_b = native_backward(grad, x, hidden, w, a, b, scale, (True, True, True))
     want, size = product(grad, w.T)
     if a is None:
         assert grad_a is None
@@ -182,13 +173,13 @@ def test_one_two_and_three_threads_give_the_same_bits(rows, rank, transposed):
     assert len(seen) == 1
 
 
-@BOTH
+@native_only
 @given(problem=problems(), need=st.tuples(st.booleans(), st.booleans(), st.booleans()))
-def test_only_the_needed_gradients_are_formed(forward, backward, problem, need):
+def test_only_the_needed_gradients_are_formed(problem, need):
     x, w, a, b, _, grad, scale = problem
     hidden = None if a is None else x @ a
-    every = backward(grad, x, hidden, w, a, b, scale, (True, True, True))
-    some = backward(grad, x if need[1] else None, hidden if need[2] else None, w, a, b, scale, need)
+    every = native_backward(grad, x, hidden, w, a, b, scale, (True, True, True))
+    some = native_backward(grad, x if need[1] else None, hidden if need[2] else None, w, a, b, scale, need)
     for wanted, one, other in zip(need, some, every, strict=True):
         assert (one is None) == (not wanted or other is None)
         if one is not None:
@@ -347,7 +338,8 @@ def test_the_wrapper_refuses_a_workspace_that_is_too_small():
         _kernels.lora_forward(y, None, given_operands["x"], given_operands["w"], None, None, None, small, 1.0, False, 0)
 
 
-def test_the_chosen_backend_answers_through_the_public_functions():
+@native_only
+def test_the_compiled_kernel_answers_through_the_public_functions():
     given_operands = operands()
     given_operands["x"][:] = 1
     given_operands["w"][:] = 2
