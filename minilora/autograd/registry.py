@@ -102,16 +102,22 @@ class Op:
         return give
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Split a call's arguments into operands, in the signature's order, and parameters."""
+        """Split a call's arguments into operands, in the signature's order, and parameters.
+
+        Beside an array, a NumPy number that broadcasts becomes a Python number: it may not widen float32.
+        """
         values = {**self._defaults, **dict(zip(self._positional, args, strict=False)), **kwargs}
         twice = len(args) > len(self._positional) or any(name in kwargs for name in self._positional[: len(args)])
         if twice or values.keys() != self.__signature__.parameters.keys():
             self.__signature__.bind(*args, **kwargs)  # raises the TypeError that Python itself would
-        operands: list[Any] = []
+        given: list[Any] = []
         for operand in self.signature.inputs:
             value = values.pop(operand.name)
-            operands.extend(value if operand.variadic else (value,))
-        return tuple(operands), values
+            given.extend(value if operand.variadic else (value,))
+        if any(isinstance(v, np.number) for v in given) and any(isinstance(v, np.ndarray | Tensor) for v in given):
+            pairs = zip(given, self.signature.expand(len(given)), strict=True)
+            given = [v.item() if o.axes == ("...",) and isinstance(v, np.number) else v for v, o in pairs]
+        return tuple(given), values
 
     def run(
         self, rule: Rule, arrays: Sequence[Any], params: Mapping[str, Any], need: tuple[bool, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ def subsets(positions: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def with_scalars(call: Call) -> Iterator[Call]:
-    """The call with a Python number for each broadcasting operand in turn, while an array remains."""
+    """The call with a number, Python's or NumPy's, for each broadcasting operand in turn, while an array remains."""
     for i in call.real:
         if call.operands[i].axes == ("...",) and len(call.real) > 1:
-            yield call.having({i: 2.0})
-            yield call.having({i: 3})
+            for number in (2.0, 3, np.float64(2), np.float32(2), np.int64(3)):
+                changed = call.having({i: number})
+                yield replace(changed, arrays=call.op.bind((), changed.keywords())[0])
 
 
 def lock(saved: Any) -> None:

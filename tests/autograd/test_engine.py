@@ -235,6 +235,25 @@ def test_wrong_arguments_raise_what_python_raises(args, kwargs, message):
         ops.rms_norm(*args, **kwargs)
 
 
+@pytest.mark.parametrize("number", [np.float64(2), np.float32(2), np.float16(2), np.int64(2), np.uint8(2)], ids=repr)
+def test_a_numpy_number_beside_an_array_counts_as_a_python_number(number):
+    for compute in (lambda x, n: x * n, lambda x, n: n - x, lambda x, n: n + x):
+        x = tensor(np.ones(3, np.float32), requires_grad=True)
+        y = compute(x, number)
+        assert y.dtype == np.float32
+        np.testing.assert_array_equal(y.data, compute(x.data, 2))
+        y.sum().backward()
+        assert x.grad.dtype == np.float32
+    assert ops.mul(np.ones(3, np.float32), number).dtype == np.float32
+
+
+def test_numpy_numbers_alone_and_arrays_of_one_element_keep_their_dtype():
+    assert ops.mul(np.float32(2), np.float32(3)).dtype == np.float32
+    assert ops.mul(np.ones(3, np.float32), np.array(2.0)).dtype == np.float64
+    with pytest.raises(ShapeError, match="mul: y has dtype bool, expected float32 or float64"):
+        ops.mul(np.ones(3, np.float32), np.bool_(True))
+
+
 def test_operators_work_from_the_left_of_an_array_or_number():
     x = leaf(2.0, 4.0)
     y = np.array([1.0, 1.0]) - (3 * x) + (1 - x) * -1.0
