@@ -140,6 +140,20 @@ def test_an_adapter_whose_b_is_zero_gives_the_bits_of_the_plain_layer(rows, k, r
 
 
 @native_only
+def test_a_zero_adapter_changes_no_bit_of_a_product_cut_into_several_calls(monkeypatch):
+    from minilora.kernels import native
+
+    m, k, n = 140, 576, 331
+    for name in ("CALL_WORK", "BASELINE_CALL_WORK"):
+        monkeypatch.setattr(native, name, m // 2 * k * n)
+    rng = np.random.default_rng(0)
+    x, a, w = (rng.standard_normal(shape, dtype=np.float32) for shape in ((m, k), (k, 8), (n, k)))
+    plain, _ = native_forward(x, w.T, None, None, None, 2.0)
+    adapted, _ = native_forward(x, w.T, a, np.zeros((8, n), np.float32), None, 2.0)
+    assert adapted.tobytes() == plain.tobytes()
+
+
+@native_only
 def test_a_long_sum_is_rounded_by_blocks_and_not_as_one_chain():
     # Roundings add up as a random walk: 1536 in a row are off by twice what 384 are. Here every term is positive,
     # so that the walk's steps are eps/2 of the sum so far, and a block's are smaller by as much as it is shorter.
@@ -205,7 +219,7 @@ def test_a_call_cut_into_blocks_of_rows_equals_the_whole(monkeypatch):
     original = native._kernels.lora_backward
     monkeypatch.setattr(native._kernels, "lora_backward", lambda *args: calls.append(1) or original(*args))
     for name in ("CALL_WORK", "BASELINE_CALL_WORK"):
-        monkeypatch.setattr(native, name, 30 * (70 * 40 + 16 * 110))
+        monkeypatch.setattr(native, name, 30 * 70 * 40)
     cut = run()
     assert len(calls) == 4
     # Both are within the bound of the exact result, so within twice the bound of each other. grad_a and grad_b add
@@ -231,10 +245,10 @@ def test_a_call_cut_into_blocks_of_rows_equals_the_whole(monkeypatch):
 def test_no_call_of_a_large_product_is_longer_than_its_share(monkeypatch):
     from minilora.kernels import native
 
-    work = 49152 * 576 + 16 * (49152 + 576)
+    work = 49152 * 576
     for isa, limit in (("x86-64-v3", native.CALL_WORK), ("baseline", native.BASELINE_CALL_WORK)):
         monkeypatch.setattr(native._kernels, "chosen", lambda isa=isa: isa)
-        rows = native._block_rows(1024, 49152, 576, 8)
+        rows = native._block_rows(1024, 49152, 576)
         assert rows * work <= limit < (rows + 1) * work
 
 
@@ -355,7 +369,10 @@ def test_the_wrapper_refuses_a_workspace_that_is_too_small():
 
 
 @native_only
-def test_the_compiled_kernel_answers_through_the_public_functions():
+def test_the_compiled_kernel_answers_through_the_public_functions(monkeypatch):
+    from minilora.kernels import native
+
+    monkeypatch.setattr(kernels, "_choose", lambda: (native, None))  # also under MINILORA_BACKEND=reference
     given_operands = operands()
     given_operands["x"][:] = 1
     given_operands["w"][:] = 2
