@@ -9,10 +9,11 @@ static unsigned masked_leaf, masked_bit;
 
 static int masked_cpuid(unsigned leaf, unsigned *eax, unsigned *ebx, unsigned *ecx, unsigned *edx)
 {
-    const int known = __get_cpuid(leaf, eax, ebx, ecx, edx);
+    if (!__get_cpuid(leaf, eax, ebx, ecx, edx))
+        return 0;
     if (leaf == masked_leaf)
         *ecx &= ~masked_bit;
-    return known;
+    return 1;
 }
 
 #define __get_cpuid masked_cpuid
