@@ -220,7 +220,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m", help="folder, .gguf file or packaged name")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter's start and the order of examples")
-    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--requests", type=int, default=None, help="held-out requests to answer (default: all)")
     parser.add_argument("--require", type=float, default=0.95, help="smallest share of right answers to succeed")
     parser.add_argument("--base-at-most", type=float, default=0.10, help="largest share for the base model")

@@ -573,7 +573,7 @@ def instructions(lines: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write train.jsonl, valid.jsonl and test.jsonl.")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: beside this script)")
-    parser.add_argument("--train", type=int, default=512, help="training examples (default 512)")
+    parser.add_argument("--train", type=int, default=960, help="training examples (default 960)")
     parser.add_argument("--valid", type=int, default=32, help="held-out examples for the loss (default 32)")
     parser.add_argument("--test", type=int, default=120, help="held-out examples for the score (default 120)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other examples (default 0)")
