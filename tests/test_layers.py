@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = {
     "errors": 0,
-    "kernels": 1, "formats": 1, "tokenizer": 1,
+    "kernels": 1, "formats": 1, "tokenizer": 1, "signature": 1,
     "autograd": 2,
     "ops": 3,
     "nn": 4, "optim": 4, "generate": 4,

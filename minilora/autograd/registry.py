@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from minilora import kernels
 from minilora.autograd.backward import VJP, Node
-from minilora.autograd.signature import Signature
+from minilora.signature import Signature
 from minilora.autograd.tensor import Tensor, is_recording
 
 REGISTRY: dict[str, Op] = {}
@@ -177,7 +177,7 @@ def op(
 ) -> Callable[[Forward], Op]:
     """Make an operator out of a forward function, and register it under the function's name.
 
-    signature  the axes of every operand; see minilora.autograd.signature
+    signature  the axes of every operand; see minilora.signature
     params     for each parameter the values that tests may draw
     domain     for each operand an Interval or Index; a real operand without one is Interval()
     source     paper and equation, or the textbook name of the rule

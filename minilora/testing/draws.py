@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from minilora.autograd import Index, Interval, Op
 from minilora.autograd.registry import Rule
-from minilora.autograd.signature import Operand
+from minilora.signature import Operand
 
 Array = NDArray[Any]
 FILLS = ("random", "zeros", "equal", "ends")  # what a drawn real operand holds

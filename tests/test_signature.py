@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minilora.autograd.signature import Signature
+from minilora.signature import Signature
 from minilora.errors import ShapeError
 
 
