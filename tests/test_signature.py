@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minilora.signature import Signature
 from minilora.errors import ShapeError
+from minilora.signature import Signature
 
 
 def check(signature, *arrays):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,19 +25,24 @@ from numpy.typing import NDArray
 
 from minilora import kernels
 from minilora.autograd.backward import VJP, Node
-from minilora.signature import Signature
 from minilora.autograd.tensor import Tensor, is_recording
+from minilora.signature import Signature
 
 REGISTRY: dict[str, Op] = {}
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The reals from low to high that an operand may be drawn from, but for kinks (not differentiable there)."""
+    """The reals strictly between low and high, where the operator is defined and no float32 overflows, less its kinks.
 
-    low: float = -3.0
-    high: float = 3.0
+    kinks     points at which the operator is continuous but has no derivative
+    distinct  where two elements of the operand are equal, the operator has a kink as well
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
     kinks: tuple[float, ...] = ()
+    distinct: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ Forward = Callable[..., tuple[Any, Any]]
 Params = Mapping[str, Sequence[Any]]
 Domain = Mapping[str, Interval | Index]
 Draw = Callable[[np.random.Generator, Mapping[str, Any]], Mapping[str, Any]]
+Flops = Callable[[Mapping[str, Any]], int]  # of the forward, from the sizes of the signature's axes
 
 
 @dataclass
@@ -68,10 +75,20 @@ class Op:
     """
 
     def __init__(
-        self, forward: Forward, signature: str, params: Params, domain: Domain, source: str, draw: Draw | None
+        self,
+        forward: Forward,
+        signature: str,
+        params: Params,
+        domain: Domain,
+        source: str,
+        formula: str,
+        saves: str,
+        flops: Flops | None,
+        draw: Draw | None,
     ) -> None:
         self.signature = Signature.parse(signature)
-        self.params, self.domain, self.source, self.draw = dict(params), dict(domain), source, draw
+        self.params, self.domain, self.draw = dict(params), dict(domain), draw
+        self.source, self.formula, self.saves, self.flops = source, formula, saves, flops
         self.reference = Rule(forward)
         self.kernel: Rule | None = None
         functools.update_wrapper(self, forward)
@@ -82,6 +99,7 @@ class Op:
         # inspect's own bind costs more than a small operator; these two make a call's arguments without it.
         self._positional = tuple(n for n, p in arguments.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
         self._defaults = {n: p.default for n, p in arguments.items() if p.default is not p.empty}
+        self._collects = self._positional[-1] in [o.name for o in self.signature.inputs if o.variadic]
         missing = [o.name for o in self.signature.inputs if o.name not in arguments]
         if missing:
             raise ValueError(f"{self.name}: the signature names {missing}, which the function does not take")
@@ -104,8 +122,12 @@ class Op:
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Split a call's arguments into operands, in the signature's order, and parameters.
 
+        Where the last argument is operands of any number, they may be given one by one: f("ij,jk", a, b).
         Beside an array, a NumPy number that broadcasts becomes a Python number: it may not widen float32.
         """
+        last = len(self._positional) - 1
+        if self._collects and len(args) > last and not isinstance(args[-1], list | tuple):
+            args = (*args[:last], args[last:])
         values = {**self._defaults, **dict(zip(self._positional, args, strict=False)), **kwargs}
         twice = len(args) > len(self._positional) or any(name in kwargs for name in self._positional[: len(args)])
         if twice or values.keys() != self.__signature__.parameters.keys():
@@ -173,19 +195,30 @@ def _plain(value: Any) -> Any:
 
 
 def op(
-    signature: str, *, params: Params | None = None, domain: Domain | None = None, source: str, draw: Draw | None = None
+    signature: str,
+    *,
+    params: Params | None = None,
+    domain: Domain | None = None,
+    source: str,
+    formula: str = "",
+    saves: str = "",
+    flops: Flops | None = None,
+    draw: Draw | None = None,
 ) -> Callable[[Forward], Op]:
     """Make an operator out of a forward function, and register it under the function's name.
 
     signature  the axes of every operand; see minilora.signature
     params     for each parameter the values that tests may draw
-    domain     for each operand an Interval or Index; a real operand without one is Interval()
+    domain     for each operand an Interval or Index; a real operand without one may be any number
     source     paper and equation, or the textbook name of the rule
+    formula    what it computes, on one line
+    saves      what the forward keeps for the vjp, on one line; "" for nothing but shapes
+    flops      sizes of the axes -> floating-point operations of the forward; None: one per element of the outputs
     draw       (generator, sizes) -> operands and parameters that a domain cannot describe
     """
 
     def register(forward: Forward) -> Op:
-        record = Op(forward, signature, params or {}, domain or {}, source, draw)
+        record = Op(forward, signature, params or {}, domain or {}, source, formula, saves, flops, draw)
         if record.name in REGISTRY:
             raise ValueError(f"an operator named {record.name!r} is registered already")
         REGISTRY[record.name] = record

@@ -172,7 +172,7 @@ def _values(op: Op, operand: Operand, rng: np.random.Generator, sizes: Mapping[s
         choices = [*range(sizes[domain.axis]), *domain.also]
         return np.asarray(rng.choice(choices, shape) if choices else np.zeros(shape), np.int64)
     interval = domain if isinstance(domain, Interval) else Interval()
-    low, high = interval.low + _MARGIN, interval.high - _MARGIN
+    low, high = max(interval.low, -3.0) + _MARGIN, min(interval.high, 3.0) - _MARGIN
     values = {
         "random": lambda: rng.uniform(low, high, shape),
         "zeros": lambda: np.zeros(shape),

@@ -428,3 +428,15 @@ def test_a_signature_that_names_what_the_function_does_not_take_is_refused(defin
         @define("x[*], y[*] -> z[*]", source="test")
         def wrong(x):
             return x, None
+
+
+def test_operands_of_any_number_may_be_given_one_by_one_where_they_come_last(define):
+    @define("*xs[?] -> y[?]", source="test")
+    def combined(sign, xs):
+        return sign * np.sum(xs, axis=0), len(xs)
+
+    combined.defvjp(lambda grad, count, need, *, sign: (sign * grad,) * count)
+    x, y = leaf(1.0), leaf(5.0)
+    for result in (combined(-1, x, y), combined(-1, (x, y)), combined(-1, xs=[x, y]), combined(sign=-1, xs=(x, y))):
+        assert result.data == -6
+    np.testing.assert_array_equal(combined(2, np.ones(1)), [2.0])
