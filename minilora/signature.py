@@ -1,4 +1,4 @@
-"""The axes of an operator's operands: parsed from one line, checked at every call.
+"""What an operator's operands are: their axes, parsed from one line and checked at every call, and their domains.
 
     "x[*, K], W:weight[K, N], bias?[N] -> y[*, N]"
 
@@ -11,8 +11,10 @@ Several outputs are separated by commas.
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,34 @@ from minilora.errors import ShapeError
 
 _OPERAND = re.compile(r"(\*?)([A-Za-z_]\w*)(\??)(?::(real|weight|int|bool))?\[([^\]]*)\]")
 _KINDS = {"real": "f", "weight": "f", "int": "iu", "bool": "b"}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The reals strictly between low and high, where the operator is defined and no float32 overflows, less its kinks.
+
+    kinks     points at which the operator is continuous but has no derivative
+    distinct  where two elements of the operand are equal, the operator has a kink as well
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    kinks: tuple[float, ...] = ()
+    distinct: bool = False
+
+
+@dataclass(frozen=True)
+class Index:
+    """Integers 0 … size of ``axis`` − 1, and ``also`` some further values, such as an ignored label."""
+
+    axis: str
+    also: tuple[int, ...] = ()
+
+
+Params = Mapping[str, Sequence[Any]]
+Domain = Mapping[str, Interval | Index]
+Draw = Callable[[np.random.Generator, Mapping[str, Any]], Mapping[str, Any]]
+Flops = Callable[[Mapping[str, Any]], int]  # of the forward, from the size of each axis and the shape of each operand
 
 
 @dataclass(frozen=True)
@@ -66,6 +96,28 @@ class Signature:
         spare = count - len(self.inputs) + 1
         for operand in self.inputs:
             yield from (operand,) * (spare if operand.variadic else 1)
+
+    def spread(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The operands of a call one after the other, from their values by name: a variadic one's are a sequence."""
+        return tuple(v for o in self.inputs for v in (values[o.name] if o.variadic else (values[o.name],)))
+
+    def gather(self, given: Sequence[Any]) -> dict[str, Any]:
+        """The inverse of ``spread``."""
+        rest, spare = iter(given), len(given) - len(self.inputs) + 1
+        return {o.name: tuple(itertools.islice(rest, spare)) if o.variadic else next(rest) for o in self.inputs}
+
+    def weaken(self, given: Sequence[Any]) -> tuple[Any, ...]:
+        """Make a NumPy number that broadcasts a Python number, which widens no float32 array."""
+        pairs = zip(given, self.expand(len(given)), strict=True)
+        return tuple(v.item() if isinstance(v, np.number) and o.axes == ("...",) else v for v, o in pairs)
+
+    def all_single(self, arrays: Sequence[Any]) -> bool:
+        """True if every real operand that is given is a float32 array."""
+        return all(
+            array is None or getattr(array, "dtype", None) == np.float32
+            for operand, array in zip(self.expand(len(arrays)), arrays, strict=True)
+            if operand.differentiable
+        )
 
     def check(self, op: str, arrays: Sequence[Any]) -> dict[str, Any]:
         """Return the size of every axis, ``*`` and ``...`` as shapes; ShapeError where two disagree."""

@@ -7,60 +7,64 @@ every node after all its consumers, and lets go of what a node saved as soon as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minilora.autograd.writes import Stamp, assert_unwritten
 from minilora.errors import MiniloraError, ShapeError
 
-VJP = Callable[..., tuple[Any, ...]]  # (grad, saved, need) -> the gradient for each input, or None
+VJP = Callable[..., tuple[Any, ...]]  # (grad, saved, need, **params) -> the gradient for each input, or None
+Hook = Callable[[NDArray[Any]], Any]  # gradient -> None, or the gradient to go on with
+Outputs = tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]  # the shape and dtype of each
 
 
+@dataclass(slots=True, eq=False)
 class Leaf:
     """The slot in which the gradient of one trained array accumulates."""
 
-    __slots__ = ("dtype", "grad", "shape")
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = shape, dtype
-        self.grad: NDArray[Any] | None = None
+    outputs: Outputs
+    grad: NDArray[Any] | None = None
+    hooks: list[tuple[int, Hook]] = field(default_factory=list)
+    edges: tuple[Edge | None, ...] = ()  # the walk ends here
 
     def add(self, grad: NDArray[Any]) -> None:
         """Add ``grad``; the slot owns its array, which no rule or other leaf shares."""
-        self.grad = np.array(grad, self.dtype) if self.grad is None else self.grad + grad
+        self.grad = np.array(grad, self.outputs[0][1]) if self.grad is None else self.grad + grad
 
 
+@dataclass(slots=True, eq=False)
 class Node:
     """One recorded call: how to pull gradients of its outputs back to its inputs."""
 
-    __slots__ = ("edges", "many", "name", "outputs", "saved", "vjp")
-
-    def __init__(
-        self, name: str, vjp: VJP, edges: Sequence[Edge | None], saved: Any, outs: Sequence[NDArray[Any]], many: bool
-    ) -> None:
-        self.name = name
-        self.vjp: VJP | None = vjp
-        self.edges = tuple(edges)
-        self.saved = saved
-        self.outputs = tuple((o.shape, o.dtype) for o in outs)
-        self.many = many  # the forward returned a tuple, perhaps of one, so the vjp takes one
+    name: str
+    vjp: VJP | None
+    params: Mapping[str, Any]
+    edges: tuple[Edge | None, ...]
+    saved: Any
+    stamp: Stamp
+    outputs: Outputs
+    many: bool  # the forward returned a tuple, perhaps of one, so the vjp takes one
+    hooks: list[tuple[int, Hook]] = field(default_factory=list)
 
     def pull(self, grads: Sequence[NDArray[Any] | None]) -> tuple[NDArray[Any] | None, ...]:
-        """Return the gradient for each input, None where none is needed, and release what was saved."""
+        """Return the gradient for each input, None where none is needed."""
         assert self.vjp is not None
+        assert_unwritten(self.name, (self.saved, self.params), self.stamp)
         full = tuple(
             np.zeros(shape, dtype) if g is None else g for g, (shape, dtype) in zip(grads, self.outputs, strict=True)
         )
         need = tuple(edge is not None for edge in self.edges)
-        parts = self.vjp(full if self.many else full[0], self.saved, need)
+        parts = self.vjp(full if self.many else full[0], self.saved, need, **self.params)
         if len(parts) != len(need):
             raise MiniloraError(f"{self.name}: the vjp returned {len(parts)} gradients for {len(need)} operands")
         return parts
 
     def release(self) -> None:
-        self.vjp, self.saved, self.edges = None, None, ()
+        self.vjp, self.saved, self.params, self.edges = None, None, {}, ()
 
 
 Edge = tuple[Node | Leaf, int]  # a leaf, or one output of a node
@@ -69,48 +73,63 @@ Edge = tuple[Node | Leaf, int]  # a leaf, or one output of a node
 def backward(root: Edge, gradient: NDArray[Any]) -> None:
     """Add d(sum(gradient · output)) / d(leaf) to every leaf that the output depends on. Consumes the tape."""
     start, index = root
-    if isinstance(start, Leaf):
-        start.add(gradient)
-        return
-    grads: dict[Node, list[NDArray[Any] | None]] = {start: [None] * len(start.outputs)}
+    grads: dict[Node | Leaf, list[NDArray[Any] | None]] = {start: [None] * len(start.outputs)}
     grads[start][index] = gradient
     order = _inputs_first(start)
     while order:
         node = order.pop()
         received = grads.pop(node, None)
         if received is not None:  # None: every consumer said that no gradient flows here
+            _apply_hooks(node, received)
+        if isinstance(node, Leaf):
+            if received is not None and received[0] is not None:
+                node.add(received[0])
+            continue
+        if received is not None:
             for edge, part in zip(node.edges, node.pull(received), strict=True):
                 if edge is None or part is None:
                     continue
                 source, slot = edge
-                if isinstance(source, Leaf):
-                    source.add(part)
-                    continue
                 slots = grads.setdefault(source, [None] * len(source.outputs))
                 seen = slots[slot]
                 slots[slot] = part if seen is None else seen + part
         node.release()
 
 
-def _inputs_first(root: Node) -> list[Node]:
-    """Every node below ``root``, each after all nodes it was computed from."""
-    order: list[Node] = []
-    seen: set[Node] = set()
-    stack: list[tuple[Node, bool]] = [(root, False)]
+def _inputs_first(root: Node | Leaf) -> list[Node | Leaf]:
+    """Every node and leaf below ``root``, each after all nodes it was computed from."""
+    order: list[Node | Leaf] = []
+    seen: set[Node | Leaf] = set()
+    stack: list[tuple[Node | Leaf, bool]] = [(root, False)]
     while stack:  # a list, not recursion: graphs are thousands of nodes deep
         node, done = stack.pop()
         if done:
             order.append(node)
         elif node not in seen:
-            if node.vjp is None:
+            if isinstance(node, Node) and node.vjp is None:
                 raise MiniloraError(
                     f"backward: the tape was consumed already (at {node.name})\n"
                     "  run the forward pass again, or add the losses and call backward once"
                 )
             seen.add(node)
             stack.append((node, True))
-            stack.extend((e[0], False) for e in node.edges if e is not None and isinstance(e[0], Node))
+            stack.extend((edge[0], False) for edge in node.edges if edge is not None)
     return order
+
+
+def _apply_hooks(node: Node | Leaf, grads: list[NDArray[Any] | None]) -> None:
+    """Show each hook the gradient that has arrived at its output, and go on with what it returns."""
+    for slot, hook in tuple(node.hooks):
+        grad, (shape, dtype) = grads[slot], node.outputs[slot]
+        if grad is None:
+            continue
+        shown = grad.view()
+        shown.flags.writeable = False  # a rule may hand the same array to several inputs
+        changed = hook(shown)
+        if changed is not None:
+            grads[slot] = np.asarray(changed, dtype)
+            if np.shape(changed) != shape:
+                raise ShapeError(f"hook: it returned a gradient of shape {np.shape(changed)}, expected {shape}")
 
 
 def seed(shape: tuple[int, ...], dtype: np.dtype[Any], gradient: Any) -> NDArray[Any]:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
-import math
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,39 +26,13 @@ from numpy.typing import NDArray
 
 from minilora import kernels
 from minilora.autograd.backward import VJP, Node
+from minilora.autograd.context import setting
 from minilora.autograd.tensor import Tensor, is_recording
-from minilora.signature import Signature
+from minilora.autograd.writes import stamp
+from minilora.signature import Domain, Draw, Flops, Params, Signature
 
 REGISTRY: dict[str, Op] = {}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The reals strictly between low and high, where the operator is defined and no float32 overflows, less its kinks.
-
-    kinks     points at which the operator is continuous but has no derivative
-    distinct  where two elements of the operand are equal, the operator has a kink as well
-    """
-
-    low: float = -math.inf
-    high: float = math.inf
-    kinks: tuple[float, ...] = ()
-    distinct: bool = False
-
-
-@dataclass(frozen=True)
-class Index:
-    """Integers 0 … size of ``axis`` − 1, and ``also`` some further values, such as an ignored label."""
-
-    axis: str
-    also: tuple[int, ...] = ()
-
-
 Forward = Callable[..., tuple[Any, Any]]
-Params = Mapping[str, Sequence[Any]]
-Domain = Mapping[str, Interval | Index]
-Draw = Callable[[np.random.Generator, Mapping[str, Any]], Mapping[str, Any]]
-Flops = Callable[[Mapping[str, Any]], int]  # of the forward, from the sizes of the signature's axes
 
 
 @dataclass
@@ -68,29 +43,36 @@ class Rule:
     vjp: VJP | None = None
 
 
+# What computes a call in place of Op.run, to measure it: (op, rule, arrays, params, need) -> (rule, (out, saved)).
+Watch = Callable[["Op", Rule, Sequence[Any], Mapping[str, Any], tuple[bool, ...]], tuple[Rule, tuple[Any, Any]]]
+_watch: ContextVar[Watch | None] = ContextVar("minilora_watch", default=None)
+TRACE = os.environ.get("MINILORA_TRACE", "") not in ("", "0")
+
+
+def watched_by(watch: Watch | None) -> AbstractContextManager[None]:
+    """Let ``watch`` compute every call of an operator inside this block, in this thread or task only."""
+    return setting(_watch, watch)
+
+
 class Op:
     """A differentiable operator. Calling it records it, if any operand requires a gradient.
 
     ndarrays in give ndarrays out; with any Tensor among the operands the result is a Tensor.
     """
 
-    def __init__(
-        self,
-        forward: Forward,
-        signature: str,
-        params: Params,
-        domain: Domain,
-        source: str,
-        formula: str,
-        saves: str,
-        flops: Flops | None,
-        draw: Draw | None,
-    ) -> None:
+    params: Params
+    domain: Domain
+    source: str
+    formula: str
+    saves: str
+    flops: Flops | None
+    draw: Draw | None
+
+    def __init__(self, forward: Forward, signature: str, **described: Any) -> None:
+        self.__dict__.update(described)
         self.signature = Signature.parse(signature)
-        self.params, self.domain, self.draw = dict(params), dict(domain), draw
-        self.source, self.formula, self.saves, self.flops = source, formula, saves, flops
-        self.reference = Rule(forward)
         self.kernel: Rule | None = None
+        self.reference = Rule(forward)
         functools.update_wrapper(self, forward)
         self.name: str = forward.__name__
         arguments = inspect.signature(forward).parameters
@@ -132,37 +114,23 @@ class Op:
         twice = len(args) > len(self._positional) or any(name in kwargs for name in self._positional[: len(args)])
         if twice or values.keys() != self.__signature__.parameters.keys():
             self.__signature__.bind(*args, **kwargs)  # raises the TypeError that Python itself would
-        given: list[Any] = []
-        for operand in self.signature.inputs:
-            value = values.pop(operand.name)
-            given.extend(value if operand.variadic else (value,))
-        if any(isinstance(v, np.number) for v in given) and any(isinstance(v, np.ndarray | Tensor) for v in given):
-            pairs = zip(given, self.signature.expand(len(given)), strict=True)
-            given = [v.item() if o.axes == ("...",) and isinstance(v, np.number) else v for v, o in pairs]
-        return tuple(given), values
+        given = self.signature.spread({o.name: values.pop(o.name) for o in self.signature.inputs})
+        if any(isinstance(v, np.ndarray | Tensor) for v in given):
+            given = self.signature.weaken(given)
+        return given, values
 
     def run(
         self, rule: Rule, arrays: Sequence[Any], params: Mapping[str, Any], need: tuple[bool, ...]
     ) -> tuple[Any, Any]:
         """Compute (out, saved) by ``rule`` from arrays, without recording anything."""
-        rest = iter(arrays)
-        spare = len(arrays) - len(self.signature.inputs) + 1
-        operands = {
-            o.name: tuple(itertools.islice(rest, spare)) if o.variadic else next(rest) for o in self.signature.inputs
-        }
         extra = {"need": need} if self._takes_need else {}
-        return rule.forward(**operands, **params, **extra)
+        return rule.forward(**self.signature.gather(arrays), **params, **extra)
 
     def choose(self, arrays: Sequence[Any]) -> Rule:
         """The kernel where there is one, it is switched on and every real operand is float32; else the reference."""
-        if self.kernel is None or not kernels.use_native():
+        if self.kernel is None or not kernels.use_native() or not self.signature.all_single(arrays):
             return self.reference
-        single = all(
-            array is None or getattr(array, "dtype", None) == np.float32
-            for operand, array in zip(self.signature.expand(len(arrays)), arrays, strict=True)
-            if operand.differentiable
-        )
-        return self.kernel if single else self.reference
+        return self.kernel
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         operands, params = self.bind(args, kwargs)
@@ -171,15 +139,20 @@ class Op:
         recording = is_recording()
         edges = tuple(o.edge if recording and isinstance(o, Tensor) else None for o in operands)
         need = tuple(edge is not None for edge in edges)
-        rule = self.choose(arrays)
-        out, saved = self.run(rule, arrays, params, need)
+        rule, watch = self.choose(arrays), _watch.get()
+        if watch is None:
+            out, saved = self.run(rule, arrays, params, need)
+        else:
+            rule, (out, saved) = watch(self, rule, arrays, params, need)
         outs: tuple[NDArray[Any], ...] = tuple(map(np.asarray, out if isinstance(out, tuple) else (out,)))
         if not any(isinstance(o, Tensor) for o in operands):
             return outs if isinstance(out, tuple) else outs[0]
         if any(need):
             if rule.vjp is None:
                 raise ValueError(f"{self.name} has no vjp: give it one with @{self.name}.defvjp")
-            node = Node(self.name, functools.partial(rule.vjp, **params), edges, saved, outs, isinstance(out, tuple))
+            shapes = tuple((o.shape, o.dtype) for o in outs)
+            kept = stamp((saved, params))
+            node = Node(self.name, rule.vjp, params, edges, saved, kept, shapes, isinstance(out, tuple))
             tensors = tuple(Tensor(o, edge=(node, i)) for i, o in enumerate(outs))
         else:
             tensors = tuple(Tensor(o) for o in outs)
@@ -213,12 +186,14 @@ def op(
     source     paper and equation, or the textbook name of the rule
     formula    what it computes, on one line
     saves      what the forward keeps for the vjp, on one line; "" for nothing but shapes
-    flops      sizes of the axes -> floating-point operations of the forward; None: one per element of the outputs
+    flops      sizes -> floating-point operations of the forward; None: one per element of the outputs. sizes[letter] is
+               the size of an axis (`*` and `...`: a shape), sizes[operand] a shape, where no axis has that name
     draw       (generator, sizes) -> operands and parameters that a domain cannot describe
     """
 
     def register(forward: Forward) -> Op:
-        record = Op(forward, signature, params or {}, domain or {}, source, formula, saves, flops, draw)
+        described = {"source": source, "formula": formula, "saves": saves, "flops": flops, "draw": draw}
+        record = Op(forward, signature, params=params or {}, domain=domain or {}, **described)
         if record.name in REGISTRY:
             raise ValueError(f"an operator named {record.name!r} is registered already")
         REGISTRY[record.name] = record

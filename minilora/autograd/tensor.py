@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from minilora.autograd.backward import Edge, Leaf, backward, seed
+from minilora.autograd.backward import Edge, Hook, Leaf, backward, seed
+from minilora.autograd.context import setting
+from minilora.autograd.writes import note_write
 from minilora.errors import MiniloraError
 
 _recording: ContextVar[bool] = ContextVar("minilora_recording", default=True)
@@ -21,14 +23,9 @@ def is_recording() -> bool:
     return _recording.get()
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
+def no_grad() -> AbstractContextManager[None]:
     """Record nothing inside this block, in this thread or task only."""
-    token = _recording.set(False)
-    try:
-        yield
-    finally:
-        _recording.reset(token)
+    return setting(_recording, False)
 
 
 class Tensor:
@@ -90,6 +87,39 @@ class Tensor:
             )
         backward(self.edge, seed(self.shape, self.dtype, gradient))
 
+    def register_hook(self, hook: Hook) -> Callable[[], None]:
+        """Call ``hook`` with the gradient of this tensor, each time backward() has summed it up.
+
+        hook  takes the gradient, read-only; returns None, or the gradient to go on with, of the same shape
+
+        Returns a function that removes the hook again.
+        """
+        if self.edge is None:
+            raise MiniloraError("register_hook: this tensor requires no gradient, so none will arrive here")
+        (node, slot), entry = self.edge, (self.edge[1], hook)
+        node.hooks.append((slot, hook))
+        return lambda: node.hooks.remove(entry)
+
+    def writable(self) -> NDArray[Any]:
+        """Return the ndarray for writing in place, and note the write.
+
+        A graph that still needs the old values then refuses to go back, with a clear error. For trained
+        arrays and constants only: a computed tensor raises MiniloraError, its gradient would not know.
+        """
+        if self.edge is not None and not isinstance(self.edge[0], Leaf):
+            raise MiniloraError(
+                "writable: this tensor was computed; write to a copy of it, as with detach().numpy().copy()"
+            )
+        note_write(self.data)
+        return self.data
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(value, Tensor):
+            if value.requires_grad:
+                raise MiniloraError("__setitem__: the value requires a gradient, which a write in place would lose")
+            value = value.data
+        self.writable()[key.data if isinstance(key, Tensor) else key] = value
+
     def detach(self) -> Tensor:
         """Return the same array as a tensor that requires no gradient."""
         return Tensor(self.data)
@@ -119,7 +149,7 @@ def tensor(data: ArrayLike, requires_grad: bool = False, *, dtype: DTypeLike | N
         return Tensor(array)
     if array.dtype not in (np.float32, np.float64):
         raise MiniloraError(f"tensor: dtype {array.dtype} cannot require a gradient, expected float32 or float64")
-    return Tensor(array, edge=(Leaf(array.shape, array.dtype), 0))
+    return Tensor(array, edge=(Leaf(((array.shape, array.dtype),)), 0))
 
 
 def install_operators(**methods: Callable[..., Any]) -> None:
