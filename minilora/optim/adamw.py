@@ -66,7 +66,7 @@ class AdamW:
                 )
         for i, param in enumerate(self.params):
             if param.grad is not None:
-                self._move(i, param.data, param.grad)
+                self._move(i, param.writable(), param.grad)
 
     def _move(self, i: int, weight: np.ndarray, grad: np.ndarray) -> None:
         beta1, beta2 = self.betas
@@ -151,7 +151,7 @@ def _check_params(params: list[Tensor]) -> None:
     if not params:
         raise ConfigError("AdamW: nothing to train; pass at least one Tensor, as adapter_parameters(model) gives them")
     for i, param in enumerate(params):
-        if not (hasattr(param, "data") and hasattr(param, "grad")):
+        if not (hasattr(param, "writable") and hasattr(param, "grad")):
             raise ConfigError(
                 f"AdamW: parameter {i} is a {type(param).__name__}, wanted a Tensor; of named_parameters() "
                 "take the second item of each pair"

@@ -98,7 +98,7 @@ class LastGood:
     def _put_back(self) -> None:
         self.at = None
         for copy, param in zip(self._copies, self._params, strict=True):
-            param.data[...] = copy
+            param[...] = copy
         self.at = self.step
 
     def kept(self) -> str:

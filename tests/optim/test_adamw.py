@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -10,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minilora.autograd import tensor
 from minilora.errors import ConfigError, ShapeError
 from minilora.optim import AdamW
 
 
-@dataclasses.dataclass
-class Leaf:
-    """All that an optimiser knows of a Tensor."""
-
-    data: np.ndarray
-    grad: np.ndarray | None = None
+def trained(data: np.ndarray, grad: np.ndarray | None = None):
+    """A trained tensor with a gradient."""
+    leaf = tensor(data, requires_grad=True)
+    leaf.grad = grad
+    return leaf
 
 
 def closed_form(start: np.ndarray, grads: list[np.ndarray], lr, betas, eps, weight_decay) -> np.ndarray:
@@ -57,7 +56,7 @@ def test_steps_follow_the_published_formula(shape, steps, dtype, log10_grad, see
     rng = np.random.default_rng(seed)
     start = rng.standard_normal(shape).astype(dtype)
     grads = [(10.0**log10_grad * rng.standard_normal(shape)).astype(dtype) for _ in range(steps)]
-    leaf = Leaf(np.array(start))
+    leaf = trained(np.array(start))
     optimizer = AdamW([leaf], **settings)
     for grad in grads:
         leaf.grad = np.array(grad)
@@ -73,14 +72,14 @@ def test_steps_follow_the_published_formula(shape, steps, dtype, log10_grad, see
 
 
 def test_the_first_step_moves_by_lr_whatever_the_gradients_size():
-    leaf = Leaf(np.zeros(3, np.float32), np.array([1e-3, -7.0, 2e4], np.float32))
+    leaf = trained(np.zeros(3, np.float32), np.array([1e-3, -7.0, 2e4], np.float32))
     AdamW([leaf], lr=0.25, weight_decay=0.0).step()
     np.testing.assert_allclose(leaf.data, [-0.25, 0.25, -0.25], rtol=2e-5)
 
 
 def test_the_weight_is_updated_in_place_and_may_be_a_strided_view():
     store = np.ones((4, 6), np.float32)
-    leaf = Leaf(store[:, ::2], np.ones((4, 3), np.float32))
+    leaf = trained(store[:, ::2], np.ones((4, 3), np.float32))
     view = leaf.data
     AdamW([leaf], lr=0.1).step()
     assert leaf.data is view
@@ -89,7 +88,7 @@ def test_the_weight_is_updated_in_place_and_may_be_a_strided_view():
 
 
 def test_a_parameter_without_gradient_is_skipped_with_its_decay_and_count():
-    still, moving = Leaf(np.ones(2)), Leaf(np.ones(2), np.ones(2))
+    still, moving = trained(np.ones(2)), trained(np.ones(2), np.ones(2))
     optimizer = AdamW([still, moving], lr=0.1, weight_decay=0.5)
     optimizer.step()
     assert np.array_equal(still.data, np.ones(2))
@@ -102,11 +101,11 @@ def test_a_parameter_without_gradient_is_skipped_with_its_decay_and_count():
 def test_the_gradient_is_read_only_to_the_optimiser():
     grad = np.full(3, 2.0, np.float32)
     grad.setflags(write=False)
-    AdamW([Leaf(np.ones(3, np.float32), grad)]).step()
+    AdamW([trained(np.ones(3, np.float32), grad)]).step()
 
 
 def test_zero_grad_forgets_every_gradient():
-    leaf = Leaf(np.ones(2), np.ones(2))
+    leaf = trained(np.ones(2), np.ones(2))
     AdamW([leaf]).zero_grad()
     assert leaf.grad is None
 
@@ -114,13 +113,13 @@ def test_zero_grad_forgets_every_gradient():
 @given(before=st.integers(0, 5), after=st.integers(1, 5), seed=st.integers(0, 1000))
 def test_a_loaded_state_goes_on_with_the_same_bits(before, after, seed):
     rng = np.random.default_rng(seed)
-    leaf = Leaf(rng.standard_normal((2, 3)).astype(np.float32))
+    leaf = trained(rng.standard_normal((2, 3)).astype(np.float32))
     optimizer = AdamW([leaf], lr=0.03, betas=(0.8, 0.95), weight_decay=0.1)
     grads = rng.standard_normal((before + after, 2, 3)).astype(np.float32)
     for grad in grads[:before]:
         leaf.grad = grad.copy()
         optimizer.step()
-    twin = Leaf(leaf.data.copy())
+    twin = trained(leaf.data.copy())
     second = AdamW([twin], lr=1.0)
     second.load_state_dict(optimizer.state_dict())
     for grad in grads[before:]:
@@ -131,7 +130,7 @@ def test_a_loaded_state_goes_on_with_the_same_bits(before, after, seed):
 
 
 def test_a_state_dict_is_a_copy():
-    leaf = Leaf(np.ones(2), np.ones(2))
+    leaf = trained(np.ones(2), np.ones(2))
     optimizer = AdamW([leaf])
     saved = optimizer.state_dict()
     optimizer.step()
@@ -140,18 +139,18 @@ def test_a_state_dict_is_a_copy():
 
 
 def test_a_state_of_other_parameters_is_refused_before_anything_changes():
-    optimizer = AdamW([Leaf(np.ones(2))], lr=0.5)
+    optimizer = AdamW([trained(np.ones(2))], lr=0.5)
     with pytest.raises(ShapeError, match=r"exp_avg of parameter 0 has shape \(3,\), .* has \(2,\)"):
-        optimizer.load_state_dict(AdamW([Leaf(np.ones(3))]).state_dict())
+        optimizer.load_state_dict(AdamW([trained(np.ones(3))]).state_dict())
     with pytest.raises(ConfigError, match="the state is of 2 parameters, this optimiser has 1"):
-        optimizer.load_state_dict(AdamW([Leaf(np.ones(2)), Leaf(np.ones(2))]).state_dict())
+        optimizer.load_state_dict(AdamW([trained(np.ones(2)), trained(np.ones(2))]).state_dict())
     with pytest.raises(ConfigError, match="eps, state missing"):
         optimizer.load_state_dict({"lr": 1.0, "betas": (0.9, 0.99), "weight_decay": 0.0})
     assert optimizer.lr == 0.5
 
 
 def test_a_gradient_of_another_shape_is_refused_before_anything_moves():
-    good, bad = Leaf(np.ones(2), np.ones(2)), Leaf(np.ones(3), np.ones(2))
+    good, bad = trained(np.ones(2), np.ones(2)), trained(np.ones(3), np.ones(2))
     with pytest.raises(ShapeError, match=r"gradient of parameter 1 has shape \(2,\), .* has \(3,\)"):
         AdamW([good, bad]).step()
     assert np.array_equal(good.data, np.ones(2))
@@ -169,11 +168,11 @@ def test_a_gradient_of_another_shape_is_refused_before_anything_moves():
 )
 def test_settings_out_of_range_are_named_all_at_once(settings, message):
     with pytest.raises(ConfigError, match=message):
-        AdamW([Leaf(np.ones(1))], **settings)
+        AdamW([trained(np.ones(1))], **settings)
 
 
 def test_parameters_that_cannot_be_trained_are_refused():
-    leaf = Leaf(np.ones(1))
+    leaf = trained(np.ones(1))
     with pytest.raises(ConfigError, match="nothing to train"):
         AdamW([])
     with pytest.raises(ConfigError, match="given twice"):
@@ -181,4 +180,4 @@ def test_parameters_that_cannot_be_trained_are_refused():
     with pytest.raises(ConfigError, match=r"parameter 0 is a tuple.*second item of each pair"):
         AdamW([("weight", leaf)])
     with pytest.raises(ConfigError, match="parameter 0 holds int64"):
-        AdamW([Leaf(np.ones(1, np.int64))])
+        AdamW([tensor(np.ones(1, np.int64))])
