@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
 
@@ -299,18 +300,49 @@ def test_a_gradient_has_the_dtype_of_its_array():
     assert x.grad.dtype == np.float32
 
 
-def test_a_chain_of_fifty_thousand_calls_goes_back_and_another_is_dropped():
+def chain(x, length):
+    y = x
+    for _ in range(length):
+        y = y * 1.0
+    return y
+
+
+def test_a_chain_of_a_hundred_thousand_calls_goes_back_and_leaves_no_memory_behind():
+    """With the garbage collector off, so that a cycle that keeps arrays alive would show."""
     x = leaf(1.0)
-    y = x
-    for _ in range(50_000):
-        y = y + 1.0
-    y.sum().backward()
-    np.testing.assert_array_equal(x.grad, [1.0])
-    del y
-    y = x
-    for _ in range(50_000):
-        y = y + 1.0
-    del y  # never walked back: must not overflow the C stack either
+    chain(x, 20_000).sum().backward()  # fills the free lists that Python keeps
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getallocatedblocks()
+        y = chain(x, 100_000).sum()
+        held = sys.getallocatedblocks() - before
+        y.backward()
+        del y
+        left = sys.getallocatedblocks() - before
+    finally:
+        gc.enable()
+    np.testing.assert_array_equal(x.grad, [2.0])
+    assert held > 1_000_000
+    assert left < 100
+
+
+def test_a_chain_of_a_hundred_thousand_calls_is_dropped_without_backward():
+    """Deep graphs are freed node by node: no overflow of the C stack, nothing left for the garbage collector."""
+    x = leaf(1.0)
+    gc.collect()
+    gc.disable()
+    try:
+        y = x * x
+        first = weakref.ref(y.data)
+        y = y * y  # keeps it
+        y = chain(y, 100_000)
+        assert first() is not None
+        del y
+        assert first() is None
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
 
 
 def test_an_intermediate_that_no_rule_saved_dies_in_the_forward():
