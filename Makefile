@@ -17,7 +17,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.c csrc/*.h minilora/kernels/*.pyx minilora/kernels/*.pxd)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-reference test-no-compiler test-c interop lint types bench check clean
+.PHONY: help demo test test-reference test-no-compiler test-c interop thorough mutation lint types bench check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
@@ -75,6 +75,13 @@ test-c:  ## build and run the C tests: plain, sanitized, without OpenMP
 interop: $(INTEROP)/.ready  ## check against torch, PEFT, transformers, … (and the demo's adapter, if it is there)
 	HF_HUB_OFFLINE=1 MINILORA_ADAPTER=$(dir $(wildcard runs/demo-seed0/adapter_model.safetensors)) \
 		$(INTEROP)/bin/python -m pytest -q tests/crosscheck
+
+thorough: $(VENV)/.ready  ## run the operator laws on 2,000 examples each for gradients (half an hour)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q tests/ops
+
+mutation: $(VENV)/.dev  ## change the engine and the operators 400 times, one thing at a time: do the tests notice? (half an hour)
+	$(BIN)/python $(PIP) cosmic-ray==8.7.0
+	$(BIN)/python tests/mutation/run.py
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .
