@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import planted
+import planted_faults
 import pytest
 
 import minilora.ops  # noqa: F401  (fills the registry)
@@ -12,7 +12,14 @@ from minilora.errors import ShapeError
 from minilora.testing.differences import Tally
 from minilora.testing.draws import FILLS, axes, draw
 from minilora.testing.opcheck import (
-    gradient_law, layout_law, need_law, output_law, purity_law, single_law, small_calls, strict,
+    gradient_law,
+    layout_law,
+    need_law,
+    output_law,
+    purity_law,
+    single_law,
+    small_calls,
+    strict,
 )  # fmt: skip
 
 LAWS = (gradient_law, output_law, need_law, layout_law, single_law, purity_law)
@@ -33,7 +40,7 @@ def calls_of(op, rng):
 def rejected(op, fault, seed=0):
     """The law that rejects the fault; "" where it changed nothing on any call; None where it was let through."""
     rng = np.random.default_rng(seed)
-    wrong = planted.plant(op, fault)
+    wrong = planted_faults.plant(op, fault)
     for call in calls_of(wrong.op, rng):
         try:
             with strict():
@@ -53,7 +60,7 @@ def rejected(op, fault, seed=0):
 
 @pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 def test_every_fault_that_changes_a_gradient_is_rejected(op, record_property):
-    outcome = {fault: rejected(op, fault) for fault in planted.FAULTS}
+    outcome = {fault: rejected(op, fault) for fault in planted_faults.FAULTS}
     let_through = [fault for fault, law in outcome.items() if law is None]
     assert not let_through, f"{op.name}: nothing rejects a vjp with {let_through}"
     excluded = [fault for fault, law in outcome.items() if law == ""]

@@ -170,7 +170,7 @@ BEFORE: dict[str, Callable] = {  # what is done to the cotangent before the righ
     "cotangent rounded to half": _given(lambda g: g.astype(np.float16).astype(g.dtype)),
     "memory order instead of axes": _given(
         lambda g: np.lib.stride_tricks.as_strided(g, g.shape, np.zeros(g.shape, g.dtype).strides)
-        if 0 <= min(g.strides, default=0) else g
+        if min(g.strides, default=0) >= 0 else g
     ),
 }  # fmt: skip
 
