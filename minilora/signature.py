@@ -11,6 +11,7 @@ Several outputs are separated by commas.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -88,6 +89,10 @@ class Signature:
             raise ValueError(f"signature {text!r} has no '->'")
         return cls(_operands(left), _operands(right))
 
+    @functools.cached_property
+    def _variadic(self) -> bool:
+        return any(o.variadic for o in self.inputs)
+
     def __str__(self) -> str:
         return f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
 
@@ -99,15 +104,21 @@ class Signature:
 
     def spread(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The operands of a call one after the other, from their values by name: a variadic one's are a sequence."""
+        if not self._variadic:
+            return tuple([values[o.name] for o in self.inputs])
         return tuple(v for o in self.inputs for v in (values[o.name] if o.variadic else (values[o.name],)))
 
     def gather(self, given: Sequence[Any]) -> dict[str, Any]:
         """The inverse of ``spread``."""
+        if not self._variadic:
+            return {o.name: value for o, value in zip(self.inputs, given, strict=True)}
         rest, spare = iter(given), len(given) - len(self.inputs) + 1
         return {o.name: tuple(itertools.islice(rest, spare)) if o.variadic else next(rest) for o in self.inputs}
 
     def weaken(self, given: Sequence[Any]) -> tuple[Any, ...]:
         """Make a NumPy number that broadcasts a Python number, which widens no float32 array."""
+        if not any(isinstance(v, np.number) for v in given):
+            return tuple(given)
         pairs = zip(given, self.expand(len(given)), strict=True)
         return tuple(v.item() if isinstance(v, np.number) and o.axes == ("...",) else v for v, o in pairs)
 
