@@ -23,6 +23,9 @@ def _draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:
 @op(
     "x[B, T, H, D], cos[B, T, E], sin[B, T, E] -> y[B, T, H, D]",
     source="Su et al. 2021, arXiv:2104.09864, eq. 34, in GPT-NeoX's order: component i is paired with i + D/2",
+    formula="y = [x₁ cos - x₂ sin | x₂ cos + x₁ sin], x₁ and x₂ the halves of each head",
+    saves="x, cos, sin",
+    flops=lambda s: 3 * s["B"] * s["T"] * s["H"] * s["D"],
     draw=_draw,
 )
 def rotary(x: Array, cos: Array, sin: Array) -> tuple[Array, Any]:
