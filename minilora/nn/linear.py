@@ -33,7 +33,7 @@ class LowRank(Module):
     def __call__(self, x: Any) -> Any:
         """Return scale · (dropout(x) @ A) @ B alone, without W."""
         if self.training and self.dropout and self.rng is not None:
-            x = ops.dropout(x, self.rng.random(x.shape, np.float32) >= self.dropout, p=self.dropout)
+            x = ops.dropout(x, self.dropout, self.rng)
         return ops.linear(ops.linear(x, self.A), self.B) * self.scale
 
 

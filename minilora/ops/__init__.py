@@ -6,7 +6,8 @@ from typing import Any
 
 from minilora.autograd import Tensor, install_operators
 from minilora.ops.attention import attention
-from minilora.ops.elementwise import add, dropout, mul, silu, sub, swiglu
+from minilora.ops.dropout import dropout, masked_dropout
+from minilora.ops.elementwise import add, mul, silu, sub, swiglu
 from minilora.ops.embedding import embedding
 from minilora.ops.linear import linear
 from minilora.ops.lora import lora_matmul
@@ -17,8 +18,8 @@ from minilora.ops.rotary import rotary
 from minilora.ops.shape import concat, reshape, split
 
 __all__ = [
-    "add", "attention", "concat", "cross_entropy", "dropout", "embedding", "linear", "lora_matmul", "mean", "mul",
-    "reshape", "rms_norm", "rotary", "silu", "split", "sub", "sum", "swiglu",
+    "add", "attention", "concat", "cross_entropy", "dropout", "embedding", "linear", "lora_matmul", "masked_dropout",
+    "mean", "mul", "reshape", "rms_norm", "rotary", "silu", "split", "sub", "sum", "swiglu",
 ]  # fmt: skip
 
 

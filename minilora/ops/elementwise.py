@@ -1,4 +1,4 @@
-"""Operators that act on each element: arithmetic with broadcasting, SiLU, SwiGLU, dropout."""
+"""Operators that act on each element: arithmetic with broadcasting, SiLU, SwiGLU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minilora.autograd import op
-from minilora.errors import ConfigError
 
 Array = NDArray[Any]
 
@@ -104,23 +103,3 @@ def _swiglu_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array 
         grad_gate *= up
         grad_gate *= grad
     return grad_gate, grad_up
-
-
-@op("x[*], keep:bool[*] -> y[*]", params={"p": (0.0, 0.1, 0.5)}, source="Srivastava et al. 2014, JMLR 15, sec. 4")
-def dropout(x: Array, keep: NDArray[np.bool_], *, p: float) -> tuple[Array, Any]:
-    """Zero the elements that are not kept and scale the others by 1 / (1 - p).
-
-    keep  (*)  True for the elements that stay; draw it with probability 1 - p
-    p          probability of dropping an element, in [0, 1)
-
-    ConfigError where p is outside its range.
-    """
-    if not 0 <= p < 1:
-        raise ConfigError(f"dropout: p is {p}, expected at least 0 and below 1\n  to drop everything, multiply by 0")
-    scale = x.dtype.type(1.0 / (1.0 - p))
-    return x * (keep * scale), keep
-
-
-@dropout.defvjp
-def _dropout_vjp(grad: Array, keep: NDArray[np.bool_], need: tuple[bool, ...], *, p: float) -> tuple[Array | None, ...]:
-    return grad * (keep * grad.dtype.type(1.0 / (1.0 - p))), None

@@ -49,7 +49,7 @@ def test_a_number_beside_float32_keeps_float32():
     assert ops.add(1, np.ones((), np.float32)).dtype == np.float32
 
 
-# ---------------------------------------------------------------- SiLU, SwiGLU, dropout
+# ---------------------------------------------------------------- SiLU, SwiGLU
 
 
 @pytest.mark.parametrize("x", [-20.0, -1.0, 0.0, 0.5, 3.0, 20.0])
@@ -66,23 +66,6 @@ def test_swiglu_at_ten_thousand_is_up_times_gate_or_zero(dtype):
     out.backward(gradient=np.ones(3))
     np.testing.assert_array_equal(gate.grad, [2, 0, 1])  # d silu / d x is 1, 0 and 1/2 there
     np.testing.assert_array_equal(up.grad, [1e4, 0, 0])
-
-
-def test_dropout_zeroes_what_is_not_kept_and_scales_the_rest():
-    x = tensor(np.array([1.0, 2.0, 3.0, 4.0]), requires_grad=True)
-    y = ops.dropout(x, np.array([True, False, True, False]), p=0.5)
-    np.testing.assert_array_equal(y.data, [2, 0, 6, 0])
-    y.backward(gradient=np.ones(4))
-    np.testing.assert_array_equal(x.grad, [2, 0, 2, 0])
-
-
-@pytest.mark.parametrize("p", [1, 1.0, 1.5, -0.1, math.nan])
-def test_dropout_with_a_probability_outside_its_range_is_refused(p):
-    with pytest.raises(ConfigError) as caught:
-        ops.dropout(np.ones(2), np.ones(2, bool), p=p)
-    assert str(caught.value) == (
-        f"dropout: p is {p}, expected at least 0 and below 1\n  to drop everything, multiply by 0"
-    )
 
 
 # ---------------------------------------------------------------- sum, mean, shape
