@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from minilora.autograd import Tensor, install_operators
+from minilora.kernels.frozen import FrozenWeight
+from minilora.ops.activation import erf, gelu, leaky_relu, relu, sigmoid, silu, softplus, swiglu, tanh
 from minilora.ops.attention import attention
+from minilora.ops.choices import clip, maximum, minimum, where
 from minilora.ops.dropout import dropout, masked_dropout
-from minilora.ops.elementwise import add, mul, silu, sub, swiglu
+from minilora.ops.elementwise import abs, add, div, exp, log, mul, neg, power, rsqrt, sqrt, sub
 from minilora.ops.embedding import embedding
+from minilora.ops.indexing import gather, index, scatter_add, take
+from minilora.ops.joining import concat, pad, repeat, roll, split, stack, unstack
+from minilora.ops.linalg import einsum, matmul, outer
 from minilora.ops.linear import linear
 from minilora.ops.lora import lora_matmul
 from minilora.ops.loss import cross_entropy
 from minilora.ops.norm import rms_norm
-from minilora.ops.reduce import mean, sum
+from minilora.ops.reduce import logsumexp, max, mean, min, norm, prod, std, sum, var
 from minilora.ops.rotary import rotary
-from minilora.ops.shape import concat, reshape, split
+from minilora.ops.shape import broadcast_to, expand_dims, flip, reshape, squeeze, swapaxes, transpose
 
 __all__ = [
-    "add", "attention", "concat", "cross_entropy", "dropout", "embedding", "linear", "lora_matmul", "masked_dropout",
-    "mean", "mul", "reshape", "rms_norm", "rotary", "silu", "split", "sub", "sum", "swiglu",
+    "abs", "add", "attention", "broadcast_to", "clip", "concat", "cross_entropy", "div", "dropout", "einsum",
+    "embedding", "erf", "exp", "expand_dims", "flip", "gather", "gelu", "index", "leaky_relu", "linear", "log",
+    "logsumexp", "lora_matmul", "masked_dropout", "matmul", "max", "maximum", "mean", "min", "minimum", "mul", "neg",
+    "norm", "outer", "pad", "power", "prod", "relu", "repeat", "reshape", "rms_norm", "roll", "rotary", "rsqrt",
+    "scatter_add", "sigmoid", "silu", "softplus", "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes",
+    "swiglu", "take", "tanh", "transpose", "unstack", "var", "where",
 ]  # fmt: skip
 
 
-def _reshape(self: Tensor, *shape: Any) -> Any:
-    """x.reshape(2, 3) and x.reshape((2, 3)), as NumPy takes both."""
-    return reshape(self, shape=tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+def _one_or_many(values: tuple[Any, ...]) -> Any:
+    """What NumPy's methods take one by one or as a tuple: x.reshape(2, 3) and x.reshape((2, 3))."""
+    return values[0] if len(values) == 1 else values
+
+
+def _matmul(x: Any, y: Any) -> Any:
+    """x @ y by linear, which has the kernel, where y is one matrix; it may be frozen."""
+    return (linear if isinstance(y, FrozenWeight) or np.ndim(y) == 2 else matmul)(x, y)
+
+
+def _take(self: Tensor, indices: Any, axis: int | None = None) -> Any:
+    """x.take(3) and x.take((0, 2), axis=1), as NumPy takes them."""
+    return take(self, indices if isinstance(indices, Tensor) else np.asarray(indices), axis)
+
+
+def _iter(self: Tensor) -> Iterator[Any]:
+    """Go over the first axis; without this, Python would ask for x[0], x[1], … and wait for an IndexError."""
+    if not self.ndim:
+        raise TypeError("iteration over a tensor without axes")
+    return iter(unstack(self))
+
+
+def _compared(x: Tensor, y: Any, compare: Any) -> Any:
+    """A plain boolean array: a comparison has no gradient."""
+    return compare(x.data, y.data if isinstance(y, Tensor) else y)
 
 
 install_operators(
@@ -35,10 +70,35 @@ install_operators(
     __rsub__=lambda self, other: sub(other, self),
     __mul__=lambda self, other: mul(self, other),
     __rmul__=lambda self, other: mul(other, self),
-    __neg__=lambda self: mul(self, -1.0),
-    __matmul__=lambda self, other: linear(self, other),
-    __rmatmul__=lambda self, other: linear(other, self),
-    reshape=_reshape,
-    sum=lambda self, axis=None, keepdims=False: sum(self, axis=axis, keepdims=keepdims),
-    mean=lambda self, axis=None, keepdims=False: mean(self, axis=axis, keepdims=keepdims),
+    __truediv__=lambda self, other: div(self, other),
+    __rtruediv__=lambda self, other: div(other, self),
+    __pow__=lambda self, other: power(self, other),
+    __rpow__=lambda self, other: power(other, self),
+    __neg__=lambda self: neg(self),
+    __abs__=lambda self: abs(self),
+    __lt__=lambda self, other: _compared(self, other, np.less),
+    __le__=lambda self, other: _compared(self, other, np.less_equal),
+    __gt__=lambda self, other: _compared(self, other, np.greater),
+    __ge__=lambda self, other: _compared(self, other, np.greater_equal),
+    __matmul__=_matmul,
+    __rmatmul__=lambda self, other: _matmul(other, self),
+    __getitem__=lambda self, key: index(self, key),
+    __iter__=_iter,
+    T=property(lambda self: transpose(self)),  # type: ignore[arg-type]
+    reshape=lambda self, *shape: reshape(self, _one_or_many(shape)),
+    flatten=lambda self: reshape(self, -1),
+    ravel=lambda self: reshape(self, -1),
+    transpose=lambda self, *axes: transpose(self, _one_or_many(axes) if axes else None),
+    swapaxes=lambda self, axis1, axis2: swapaxes(self, axis1, axis2),
+    squeeze=lambda self, axis=None: squeeze(self, axis),
+    repeat=lambda self, repeats, axis=None: repeat(self, repeats, axis),
+    take=_take,
+    clip=lambda self, min=None, max=None: clip(self, min, max),
+    sum=lambda self, axis=None, keepdims=False: sum(self, axis, keepdims),
+    mean=lambda self, axis=None, keepdims=False: mean(self, axis, keepdims),
+    var=lambda self, axis=None, ddof=0, keepdims=False: var(self, axis, ddof, keepdims),
+    std=lambda self, axis=None, ddof=0, keepdims=False: std(self, axis, ddof, keepdims),
+    max=lambda self, axis=None, keepdims=False: max(self, axis, keepdims),
+    min=lambda self, axis=None, keepdims=False: min(self, axis, keepdims),
+    prod=lambda self, axis=None, keepdims=False: prod(self, axis, keepdims),
 )

@@ -1,15 +1,20 @@
-"""Operators that act on each element: arithmetic with broadcasting, SiLU, SwiGLU."""
+"""Arithmetic on each element, with broadcasting: sums, products, powers, roots, exponentials, choices."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minilora.autograd import op
+from minilora.autograd import Interval, op
 
 Array = NDArray[Any]
+Need = tuple[bool, ...]
+POSITIVE = Interval(low=0.0)
+KINK_AT_ZERO = Interval(kinks=(0.0,))
 
 
 def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
@@ -21,85 +26,178 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
     return grad.sum(axis=extra + stretched, keepdims=True).reshape(shape)
 
 
-def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), by tanh so that no exponential overflows."""
-    half = x.dtype.type(0.5)
-    return half * (np.tanh(half * x) + 1)
-
-
-@op("x[...], y[...] -> z[...]", source="sum rule")
+@op("x[...], y[...] -> z[...]", source="sum rule", formula="z = x + y")
 def add(x: Any, y: Any) -> tuple[Any, Any]:
     """Add with broadcasting, as np.add does."""
     return x + y, (np.shape(x), np.shape(y))
 
 
 @add.defvjp
-def _add_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array | None, ...]:
+def _add_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]:
     return tuple(unbroadcast(grad, shape) if wanted else None for shape, wanted in zip(saved, need, strict=True))
 
 
-@op("x[...], y[...] -> z[...]", source="sum rule")
+@op("x[...], y[...] -> z[...]", source="sum rule", formula="z = x - y")
 def sub(x: Any, y: Any) -> tuple[Any, Any]:
     """Subtract with broadcasting, as np.subtract does."""
     return x - y, (np.shape(x), np.shape(y))
 
 
 @sub.defvjp
-def _sub_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array | None, ...]:
+def _sub_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]:
     grad_x = unbroadcast(grad, saved[0]) if need[0] else None
     grad_y = unbroadcast(-grad, saved[1]) if need[1] else None
     return grad_x, grad_y
 
 
-@op("x[...], y[...] -> z[...]", source="product rule")
-def mul(x: Any, y: Any, *, need: tuple[bool, ...]) -> tuple[Any, Any]:
+@op("x[...], y[...] -> z[...]", source="product rule", formula="z = x y", saves="x, y")
+def mul(x: Any, y: Any, *, need: Need) -> tuple[Any, Any]:
     """Multiply with broadcasting, as np.multiply does."""
     return x * y, (np.shape(x), np.shape(y), x if need[1] else None, y if need[0] else None)
 
 
 @mul.defvjp
-def _mul_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array | None, ...]:
+def _mul_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]:
     x_shape, y_shape, x, y = saved
     grad_x = unbroadcast(grad * y, x_shape) if need[0] else None
     grad_y = unbroadcast(grad * x, y_shape) if need[1] else None
     return grad_x, grad_y
 
 
-@op("x[*] -> y[*]", source="Elfwing et al. 2018, arXiv:1702.03118, eq. 5 (SiLU)")
-def silu(x: Array) -> tuple[Array, Any]:
-    """Multiply each element by its logistic sigmoid."""
-    return x * sigmoid(x), x
+@op(
+    "x[...], y[...] -> z[...]",
+    domain={"y": Interval(kinks=(0.0,))},
+    source="quotient rule",
+    formula="z = x / y",
+    saves="x, y",
+)
+def div(x: Any, y: Any, *, need: Need) -> tuple[Any, Any]:
+    """Divide with broadcasting, as np.divide does."""
+    return x / y, (np.shape(x), np.shape(y), x if need[1] else None, y)
 
 
-@silu.defvjp
-def _silu_vjp(grad: Array, x: Array, need: tuple[bool, ...]) -> tuple[Array | None, ...]:
-    s = sigmoid(x)
-    return (grad * s * (1 + x * (1 - s)),)
+@div.defvjp
+def _div_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]:
+    x_shape, y_shape, x, y = saved
+    grad_x = unbroadcast(grad / y, x_shape) if need[0] else None
+    grad_y = unbroadcast(-(grad / y) * (x / y), y_shape) if need[1] else None
+    return grad_x, grad_y
 
 
-@op("gate[*], up[*] -> y[*]", source="Shazeer 2020, arXiv:2002.05202, eq. 5 (SwiGLU without its matrices)")
-def swiglu(gate: Array, up: Array) -> tuple[Array, Any]:
-    """Multiply ``up`` by SiLU of ``gate``, in one pass over a transformer's widest activations.
+@op("x[*] -> y[*]", source="sum rule", formula="y = -x")
+def neg(x: Array) -> tuple[Array, Any]:
+    """Change the sign of each element."""
+    return -x, None
 
-    gate, up  (*)  the two projections of one hidden state
+
+@neg.defvjp
+def _neg_vjp(grad: Array, saved: None, need: Need) -> tuple[Array | None, ...]:
+    return (-grad,)
+
+
+def _power_draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """A positive base of any size and an exponent for which no float32 overflows; shapes that broadcast."""
+    shape = tuple(int(n) for n in rng.integers(0, 4, rng.integers(0, 3)))
+    stretched = tuple(1 if rng.random() < 0.3 else n for n in shape)
+    size = 10 ** (rng.uniform(-12, 6) if rng.random() < 0.5 else 0)
+    exponents = rng.uniform(-1, 3, stretched) if rng.random() < 0.5 else rng.integers(-1, 4, stretched)
+    return {"x": np.asarray(size * rng.uniform(0.2, 3, shape)), "y": np.asarray(exponents, np.float64)}
+
+
+@op(
+    "x[...], y[...] -> z[...]",
+    domain={"x": POSITIVE},
+    source="power rule; d xʸ / dy = xʸ log x",
+    formula="z = x ** y",
+    saves="x, y, z",
+    draw=_power_draw,
+)
+def power(x: Any, y: Any, *, need: Need) -> tuple[Any, Any]:
+    """Raise to a power with broadcasting, as np.power does.
+
+    A negative base needs whole exponents, and has no gradient for the exponent: ask for none. At x = 0 the gradient for
+    x is right for exponents of 1 and more and for 0; that for the exponent is taken as 0 there.
     """
-    y = sigmoid(gate)
-    y *= gate
-    y *= up
-    return y, (gate, up)
+    z = x * x if isinstance(y, int | float) and y == 2 else np.power(x, y)
+    return z, (np.shape(x), np.shape(y), x, y, z if need[1] else None)
 
 
-@swiglu.defvjp
-def _swiglu_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array | None, ...]:
-    gate, up = saved
-    s = sigmoid(gate)
-    grad_up = grad * gate * s if need[1] else None
-    grad_gate = None
+@power.defvjp
+def _power_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]:
+    x_shape, y_shape, x, y, z = saved
+    grad_x = grad_y = None
     if need[0]:
-        grad_gate = 1 - s
-        grad_gate *= gate
-        grad_gate += 1
-        grad_gate *= s  # d silu / d gate = s · (1 + gate · (1 - s))
-        grad_gate *= up
-        grad_gate *= grad
-    return grad_gate, grad_up
+        if isinstance(y, int | float):
+            slope = 2 * x if y == 2 else y * np.power(x, y - 1 if y else 1)
+        else:  # x to the power of -1 is infinite at x = 0, where y = 0 makes the slope vanish
+            slope = y * np.power(x, np.where(y == 0, y.dtype.type(1), y - y.dtype.type(1)))
+        grad_x = unbroadcast(grad * slope, x_shape)
+    if need[1]:
+        logarithm = np.log(np.where(x == 0, grad.dtype.type(1), x)) if isinstance(x, np.ndarray) else math.log(x or 1)
+        grad_y = unbroadcast(grad * z * logarithm, y_shape)
+    return grad_x, grad_y
+
+
+@op(
+    "x[*] -> y[*]",
+    domain={"x": Interval(high=80.0)},  # float32 overflows at 88.7
+    source="exponential rule",
+    formula="y = eˣ",
+    saves="y",
+)
+def exp(x: Array) -> tuple[Array, Any]:
+    """Raise e to each element."""
+    y = np.exp(x)
+    return y, y
+
+
+@exp.defvjp
+def _exp_vjp(grad: Array, y: Array, need: Need) -> tuple[Array | None, ...]:
+    return (grad * y,)
+
+
+@op("x[*] -> y[*]", domain={"x": POSITIVE}, source="logarithm rule", formula="y = log x", saves="x")
+def log(x: Array) -> tuple[Array, Any]:
+    """Take the natural logarithm of each element."""
+    return np.log(x), x
+
+
+@log.defvjp
+def _log_vjp(grad: Array, x: Array, need: Need) -> tuple[Array | None, ...]:
+    return (grad / x,)
+
+
+@op("x[*] -> y[*]", domain={"x": POSITIVE}, source="power rule", formula="y = √x", saves="y")
+def sqrt(x: Array) -> tuple[Array, Any]:
+    """Take the square root of each element; at 0 its gradient is infinite."""
+    y = np.sqrt(x)
+    return y, y
+
+
+@sqrt.defvjp
+def _sqrt_vjp(grad: Array, y: Array, need: Need) -> tuple[Array | None, ...]:
+    return (grad / (2 * y),)
+
+
+@op("x[*] -> y[*]", domain={"x": POSITIVE}, source="power rule", formula="y = 1 / √x", saves="x, y")
+def rsqrt(x: Array) -> tuple[Array, Any]:
+    """Take one over the square root of each element."""
+    y = 1 / np.sqrt(x)
+    return y, (x, y)
+
+
+@rsqrt.defvjp
+def _rsqrt_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]:
+    x, y = saved
+    return (-(grad / (2 * x)) * y,)
+
+
+@op("x[*] -> y[*]", domain={"x": KINK_AT_ZERO}, source="d|x|/dx = sign x", formula="y = |x|", saves="x")
+def abs(x: Array) -> tuple[Array, Any]:
+    """Take the absolute value of each element; the gradient at 0 is 0."""
+    return np.abs(x), x
+
+
+@abs.defvjp
+def _abs_vjp(grad: Array, x: Array, need: Need) -> tuple[Array | None, ...]:
+    return (grad * np.sign(x),)

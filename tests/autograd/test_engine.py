@@ -181,21 +181,21 @@ def test_threads_do_not_see_each_others_no_grad():
 
 def test_an_unused_output_counts_as_zero():
     x = tensor(np.arange(4.0), requires_grad=True)
-    first, _ = ops.split(x, parts=2)
+    first, _ = ops.split(x, 2)
     (first * first).sum().backward()
     np.testing.assert_array_equal(x.grad, [0, 2, 0, 0])
 
 
 def test_all_outputs_of_one_call_are_gathered_before_its_vjp():
     x = tensor(np.arange(4.0), requires_grad=True)
-    first, second = ops.split(x, parts=2)
+    first, second = ops.split(x, 2)
     (first * second * second).sum().backward()
     np.testing.assert_array_equal(x.grad, [4, 9, 0, 6])
 
 
 def test_a_tuple_of_one_output_stays_a_tuple():
     x = tensor(np.arange(4.0).reshape(2, 2), requires_grad=True)
-    (only,) = ops.split(x, parts=1)
+    (only,) = ops.split(x, 1)
     (only * only).sum().backward()
     np.testing.assert_array_equal(x.grad, 2 * x.data)
 

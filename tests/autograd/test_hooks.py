@@ -64,7 +64,7 @@ def test_a_gradient_that_a_hook_replaces_keeps_the_dtype_and_may_not_change_its_
 
 def test_each_output_of_a_call_has_hooks_of_its_own():
     x, seen = leaf(1.0, 2.0, 3.0, 4.0), []
-    first, second = ops.split(x, parts=2)
+    first, second = ops.split(x, 2)
     second.register_hook(lambda g: seen.append(g.tolist()))
     first.register_hook(lambda g: g * 0)
     (first + second * 5.0).sum().backward()
@@ -104,7 +104,7 @@ def test_a_hook_cannot_write_the_gradient_since_others_may_share_it():
 
 def test_no_hook_is_called_where_no_gradient_arrives():
     x, seen = leaf(1.0, 2.0), []
-    first, second = ops.split(x, parts=2)
+    first, second = ops.split(x, 2)
     second.register_hook(lambda g: seen.append(g))
     first.sum().backward()
     assert seen == []

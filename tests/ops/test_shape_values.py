@@ -1,0 +1,127 @@
+"""Moving elements: NumPy's results, views where NumPy gives views, gradients by hand, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minilora import ops
+from minilora.autograd import tensor
+from minilora.errors import ConfigError, ShapeError
+
+X = np.arange(24.0).reshape(2, 3, 4)
+
+
+def gradient(f, x, cotangent):
+    t = tensor(np.asarray(x, np.float64), requires_grad=True)
+    f(t).backward(gradient=cotangent)
+    return t.grad
+
+
+@pytest.mark.parametrize(
+    ("ours", "numpys"),
+    [
+        (lambda: ops.reshape(X, (4, -1)), lambda: X.reshape(4, -1)),
+        (lambda: ops.transpose(X), lambda: X.T),
+        (lambda: ops.transpose(X, (2, 0, -2)), lambda: X.transpose(2, 0, 1)),
+        (lambda: ops.swapaxes(X, 0, -1), lambda: X.swapaxes(0, 2)),
+        (lambda: ops.broadcast_to(X[:, :1], (5, 2, 3, 4)), lambda: np.broadcast_to(X[:, :1], (5, 2, 3, 4))),
+        (lambda: ops.squeeze(X[:, :1, :1]), lambda: X[:, 0, 0]),
+        (lambda: ops.squeeze(X[:, :1, :1], -1), lambda: X[:, :1, 0]),
+        (lambda: ops.expand_dims(X, (0, -1)), lambda: X[None, ..., None]),
+        (lambda: ops.concat([X, X[:, :1]], axis=1), lambda: np.concatenate([X, X[:, :1]], 1)),
+        (lambda: ops.stack([X, -X], axis=-1), lambda: np.stack([X, -X], -1)),
+        (
+            lambda: ops.pad(X, ((0, 1), (2, 0), (1, 1)), constant_values=7),
+            lambda: np.pad(X, ((0, 1), (2, 0), (1, 1)), constant_values=7),
+        ),
+        (lambda: ops.pad(X, 2, "reflect"), lambda: np.pad(X, ((2, 2), (2, 2), (2, 2)), "reflect")),
+        (lambda: ops.pad(X, (1, 0), "wrap"), lambda: np.pad(X, (1, 0), "wrap")),
+        (lambda: ops.pad(X, 1, "edge"), lambda: np.pad(X, 1, "edge")),
+        (lambda: ops.pad(X, 1, "symmetric"), lambda: np.pad(X, 1, "symmetric")),
+        (lambda: ops.flip(X), lambda: np.flip(X)),
+        (lambda: ops.flip(X, (0, -1)), lambda: X[::-1, :, ::-1]),
+        (lambda: ops.roll(X, 3), lambda: np.roll(X, 3)),
+        (lambda: ops.roll(X, (1, -1), (0, 2)), lambda: np.roll(X, (1, -1), (0, 2))),
+        (lambda: ops.repeat(X, 2), lambda: np.repeat(X, 2)),
+        (lambda: ops.repeat(X, [1, 0, 3], axis=1), lambda: np.repeat(X, [1, 0, 3], axis=1)),
+        (lambda: tensor(X).T.data, lambda: X.T),
+        (lambda: tensor(X).transpose(1, 2, 0).data, lambda: X.transpose(1, 2, 0)),
+        (lambda: tensor(X).swapaxes(0, 1).data, lambda: X.swapaxes(0, 1)),
+        (lambda: tensor(X).flatten().data, lambda: X.flatten()),
+        (lambda: tensor(X).ravel().data, lambda: X.ravel()),
+        (lambda: tensor(X[:1]).squeeze().data, lambda: X[0]),
+        (lambda: tensor(X).repeat(2, axis=0).data, lambda: X.repeat(2, 0)),
+        (lambda: tensor(X).reshape(6, 4).data, lambda: X.reshape(6, 4)),
+    ],
+)
+def test_results_are_numpys(ours, numpys):
+    np.testing.assert_array_equal(ours(), numpys())
+
+
+def test_split_cuts_as_numpy_does():
+    for where, axis in [(3, 1), (2, -1), ([1, 2], 2), ([0, 5], 0), ([2, 1], 2)]:
+        for mine, numpys in zip(ops.split(X, where, axis), np.split(X, where, axis), strict=True):
+            np.testing.assert_array_equal(mine, numpys)
+
+
+def test_iterating_over_a_tensor_gives_its_rows_and_their_gradients_come_back():
+    t = tensor(X, requires_grad=True)
+    first, second = t
+    (first * 2.0 + second).sum().backward()
+    np.testing.assert_array_equal(t.grad, np.stack([np.full((3, 4), 2.0), np.ones((3, 4))]))
+    assert [row.shape for row in t] == [(3, 4)] * 2
+    with pytest.raises(TypeError, match="iteration over a tensor without axes"):
+        iter(tensor(np.array(1.0)))
+
+
+def test_what_only_changes_the_view_copies_nothing():
+    for f in (
+        lambda x: ops.reshape(x, (6, 4)),
+        ops.transpose,
+        ops.flip,
+        lambda x: ops.expand_dims(x, 0),
+        lambda x: ops.split(x, 2)[1],
+        lambda x: ops.index(x, (slice(None), 1)),
+        lambda x: ops.broadcast_to(x, (2, *X.shape)),
+    ):
+        assert np.shares_memory(f(X), X)
+
+
+def test_gradients_by_hand():
+    grad = gradient(lambda t: ops.broadcast_to(t, (2, 3)), [[1.0], [2.0]], [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(grad, [[6], [15]])
+    grad = gradient(lambda t: ops.repeat(t, [2, 0, 1]), [1.0, 2.0, 3.0], [1, 10, 100])
+    np.testing.assert_array_equal(grad, [11, 0, 100])
+    grad = gradient(lambda t: ops.pad(t, 2, "reflect"), [1.0, 2.0, 3.0], [1, 10, 100, 1e3, 1e4, 1e5, 1e6])
+    np.testing.assert_array_equal(grad, [1e2 + 1e6, 10 + 1e3 + 1e5, 1 + 1e4])  # laid out 3 2 1 2 3 2 1
+    grad = gradient(lambda t: ops.roll(t, 1), [1.0, 2.0, 3.0], [1, 10, 100])
+    np.testing.assert_array_equal(grad, [10, 100, 1])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.reshape(X, (5, 5)), r"reshape: x has shape \(2, 3, 4\), which does not fit shape \(5, 5\)"),
+        (lambda: ops.transpose(X, (0, 1)), r"transpose: x has shape \(2, 3, 4\), which does not fit axes \(0, 1\)"),
+        (lambda: ops.swapaxes(X, 0, 3), r"swapaxes: x has shape \(2, 3, 4\), which does not fit axis1 0, axis2 3"),
+        (lambda: ops.broadcast_to(X, (2, 3)), r"broadcast_to: x has shape \(2, 3, 4\), which does not fit shape"),
+        (lambda: ops.squeeze(X, 0), r"squeeze: x has shape \(2, 3, 4\), which does not fit axis 0"),
+        (lambda: ops.expand_dims(X, 7), r"expand_dims: x has shape \(2, 3, 4\), which does not fit axis 7"),
+        (lambda: ops.flip(X, 3), r"flip: x has shape \(2, 3, 4\), which does not fit axis 3"),
+        (lambda: ops.roll(X, 1, 3), r"roll: x has shape \(2, 3, 4\), which does not fit shift 1, axis 3"),
+        (lambda: ops.repeat(X, [1, 2], 1), r"repeat: x has shape \(2, 3, 4\), which does not fit repeats"),
+        (lambda: ops.pad(X, ((1, 1), (1, 1))), r"pad: x has shape \(2, 3, 4\), which does not fit pad_width"),
+        (lambda: ops.split(X, 5, 1), r"split: x has shape \(2, 3, 4\), .*size 3 does not divide into 5 equal parts"),
+        (lambda: ops.split(X, 2, 3), r"split: x has shape \(2, 3, 4\), which does not fit axis 3"),
+        (lambda: ops.stack([X, X[0]]), r"stack: .*\(2, 3, 4\).*\(3, 4\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_operators_name_and_the_shape(call, message):
+    with pytest.raises(ShapeError, match=message):
+        call()
+
+
+def test_pad_knows_five_modes():
+    with pytest.raises(ConfigError, match="pad: mode is 'mean', expected 'constant', 'edge', 'reflect'"):
+        ops.pad(X, 1, "mean")
