@@ -12,6 +12,7 @@ from minilora.kernels.frozen import FrozenWeight
 from minilora.ops.activation import erf, gelu, leaky_relu, relu, sigmoid, silu, softplus, swiglu, tanh
 from minilora.ops.attention import attention
 from minilora.ops.choices import clip, maximum, minimum, where
+from minilora.ops.conv import conv1d, conv2d
 from minilora.ops.dropout import dropout, masked_dropout
 from minilora.ops.elementwise import abs, add, div, exp, log, mul, neg, power, rsqrt, sqrt, sub
 from minilora.ops.embedding import embedding
@@ -27,10 +28,10 @@ from minilora.ops.rotary import rotary
 from minilora.ops.shape import broadcast_to, expand_dims, flip, reshape, squeeze, swapaxes, transpose
 
 __all__ = [
-    "abs", "add", "attention", "broadcast_to", "clip", "concat", "cross_entropy", "div", "dropout", "einsum",
-    "embedding", "erf", "exp", "expand_dims", "flip", "gather", "gelu", "index", "leaky_relu", "linear", "log",
-    "logsumexp", "lora_matmul", "masked_dropout", "matmul", "max", "maximum", "mean", "min", "minimum", "mul", "neg",
-    "norm", "outer", "pad", "power", "prod", "relu", "repeat", "reshape", "rms_norm", "roll", "rotary", "rsqrt",
+    "abs", "add", "attention", "broadcast_to", "clip", "concat", "conv1d", "conv2d", "cross_entropy", "div", "dropout",
+    "einsum", "embedding", "erf", "exp", "expand_dims", "flip", "gather", "gelu", "index", "leaky_relu", "linear",
+    "log", "logsumexp", "lora_matmul", "masked_dropout", "matmul", "max", "maximum", "mean", "min", "minimum", "mul",
+    "neg", "norm", "outer", "pad", "power", "prod", "relu", "repeat", "reshape", "rms_norm", "roll", "rotary", "rsqrt",
     "scatter_add", "sigmoid", "silu", "softplus", "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes",
     "swiglu", "take", "tanh", "transpose", "unstack", "var", "where",
 ]  # fmt: skip
