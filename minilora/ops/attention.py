@@ -124,6 +124,7 @@ def _hidden(time: int, past: int, causal: bool, window: int | None) -> NDArray[n
     key, position = np.arange(past), np.arange(time)[:, None] + (past - time)
     if window is None:
         return key > position
+    window = min(int(window), time + past)  # wide enough for all, and too small to overflow
     return (key > (position if causal else position + (window - 1))) | (key <= position - window)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 
 import numpy as np
@@ -124,11 +125,12 @@ def test_the_gradient_for_the_values_is_the_sum_of_the_weights_that_looked_at_th
     np.testing.assert_allclose(leaf.grad, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_a_window_as_wide_as_the_sequence_changes_no_bit():
+def test_a_window_as_wide_as_the_sequence_or_wider_changes_no_bit():
     q, k, v, _ = drawn(19, 4, 6, 2, 1, False)
     for causal in (True, False):
         all_of_it = ops.attention(q, k, v, causal=causal)
-        np.testing.assert_array_equal(ops.attention(q, k, v, causal=causal, window=6), all_of_it)
+        for window in (6, np.int8(6), sys.maxsize, 10**30):
+            np.testing.assert_array_equal(ops.attention(q, k, v, causal=causal, window=window), all_of_it)
 
 
 def test_a_window_of_one_sees_the_own_position_alone():
