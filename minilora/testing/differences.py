@@ -1,11 +1,4 @@
-"""Certified finite differences: a slope, how far it may be off, and the comparison with a gradient.
-
-A slope <cotangent, J v> is estimated from central differences at two step sizes h and h/2. Their
-disagreement bounds what the step size costs, the machine precision over h what rounding costs, and
-everything is relative to the size of the terms that are summed, so that a gradient of 1e-12 is
-checked as strictly as one of 1e+6. Where the two steps disagree by too much (a kink, or curvature
-too strong for the smallest step) nothing is claimed, and the comparison counts as discarded.
-"""
+"""A gradient against certified differences: right, wrong or not to be judged, and the sentence that says so."""
 
 from __future__ import annotations
 
@@ -16,146 +9,277 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minilora.testing import tolerance
+from minilora.testing.slopes import Direction, Function, Neighbourhood, Slope, jittered
+from minilora.testing.tolerance import DOUBLE, JITTER, Precision
 
 Array = NDArray[Any]
-STEPS = (1e-4, 1e-5, 1e-6)
-CERTIFIED = 1e-4  # largest disagreement of two steps, relative to the terms, that is believed
-NOISE = 32 * float(np.finfo(np.float64).eps)
-ELEMENTWISE = 16  # an operand with at most so many elements is also checked element by element
+ELEMENTS = 1000  # an operand with at most so many elements is checked element by element
+BLOCKS = 32  # a larger one along directions, each through one of so many parts of it
+SECOND_OPINION = (0.83, 0.61, 0.37)  # of the step that found a gradient wrong: no multiples of it or of each other
+GRADIENT_JITTER = 64  # eps by which all that a gradient is computed from is moved, to see its rounding
 
 
 @dataclass
 class Tally:
-    """What a law has looked at: drawn calls, slopes compared, slopes discarded."""
+    """What a law has looked at: drawn calls, slopes compared, slopes discarded, calls with a discarded slope."""
 
     calls: int = 0
     compared: int = 0
     discarded: int = 0
+    doubtful: int = 0
 
 
 @dataclass(frozen=True)
-class Slope:
-    """An estimate of <cotangent, J v>: its value, a bound on its error, the absolute sum of its terms."""
+class Claim:
+    """The gradient under test for one operand, for each of K cotangents: (K, *shape).
 
-    value: float
-    truncation: float
-    rounding: float
-    terms: float
-
-    @property
-    def error(self) -> float:
-        return self.truncation + self.rounding
-
-
-def slope(
-    moved: Callable[[float], Sequence[Array]], cotangents: Sequence[Array], noisy: Callable[[float], Sequence[Array]]
-) -> Slope:
-    """Estimate the slope at 0 of sum(cotangents · moved(s)); stops at the first step that is good enough.
-
-    noisy  the same function of operands that are off by a relative NOISE, which is how rounding acts
+    noise  how far rounding may move it
+    terms  the size of the terms of which it is the sum
     """
-    found = []
-    for step in STEPS:
-        ahead, behind, half_ahead, half_behind = (moved(s * step) for s in (1, -1, 0.5, -0.5))
-        value = truncation = rounding = terms = 0.0
-        for g, a, b, ha, hb, n in zip(cotangents, ahead, behind, half_ahead, half_behind, noisy(step), strict=True):
-            wide, fine = (a - b) / (2 * step), (ha - hb) / step
-            value += float(np.sum(g * (4 * fine - wide))) / 3  # Richardson: the error of order h² cancels
-            truncation += float(np.sum(np.abs(g * (fine - wide))))
-            rounding += float(np.sum(np.abs(g * (a - n))) + NOISE / 4 * np.sum(np.abs(g * a))) / step
-            terms += float(np.sum(np.abs(g * fine)))
-        found.append(Slope(value, truncation, rounding, terms))
-        if found[-1].error <= tolerance.GRADIENT * terms:
-            break
-    return min(found, key=lambda s: s.error)
+
+    value: Array
+    noise: Array
+    terms: Array
 
 
-def assert_gradient(
-    function: Callable[..., Sequence[Array]],
-    arrays: Sequence[Any],
-    index: int,
-    gradient: Array,
-    cotangents: Sequence[Array],
-    rng: np.random.Generator,
-    tally: Tally,
-    where: str,
-) -> None:
-    """Fail unless ``gradient`` is that of sum(cotangents · function(*arrays)) with respect to arrays[index].
+@dataclass(frozen=True)
+class Finding:
+    """One slope that the gradient under test does not have, or that cannot be judged."""
 
-    Small operands are checked one element after the other, all of them along random directions.
-    """
-    x = arrays[index]
-    assert gradient.shape == x.shape, f"{where} has shape {gradient.shape}, the operand has {x.shape}"
-    # A comparison with NaN is false, so without this it could be discarded unseen.
-    assert np.all(np.isfinite(gradient)), f"{where} is not finite"
-    for label, v in _directions(x, rng):
-
-        def moved(s: float, v: Array = v) -> Sequence[Array]:
-            return function(*arrays[:index], _read_only(x + s * v), *arrays[index + 1 :])
-
-        def noisy(s: float, v: Array = v) -> Sequence[Array]:
-            near = [_jittered(a, NOISE, rng) for a in arrays]
-            near[index] = _jittered(x + s * v, NOISE, rng)
-            return function(*near)
-
-        want = slope(moved, cotangents, noisy)
-        assert np.isfinite(want.value), f"{where}: the function is not finite near this point"
-        got = float(np.sum(gradient * v))
-        terms = want.terms + float(np.sum(np.abs(gradient * v)))
-        if want.truncation > CERTIFIED * terms + want.rounding:
-            tally.discarded += 1
-            continue
-        tally.compared += terms > 0
-        bound = tolerance.GRADIENT * terms + want.error
-        assert abs(want.value - got) <= bound, (
-            f"{where} is wrong {label}\n"
-            f"  finite difference {want.value:.9e}\n  vjp               {got:.9e}\n"
-            f"  difference        {abs(want.value - got):.3e}  allowed {bound:.3e}"
-        )
+    kind: str  # "wrong", "inconclusive", "kink" or "not finite"
+    label: str
+    text: str
 
 
-def _directions(x: Array, rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
-    if x.size:
-        yield "along a random direction", rng.standard_normal(x.shape)
-    if 1 < x.size <= ELEMENTWISE:
+def claims(
+    pull: Callable[[Sequence[Any], Sequence[Array]], Sequence[Array | None]], arrays: Sequence[Any],
+    cotangents: Sequence[Sequence[Array]], gradients: Sequence[Sequence[Array | None]], rng: np.random.Generator,
+    precision: Precision = DOUBLE, probes: int = 3,
+) -> dict[int, Claim]:  # fmt: skip
+    """Measure how reliable the gradients (K times one for each operand) of ``pull`` (arrays, cotangents) are."""
+    by = GRADIENT_JITTER * precision.eps
+    moves = []
+    for _ in range(probes):
+        near = [jittered(a, by, rng) for a in arrays]
+        moves.append([pull(near, [jittered(g, by, rng) for g in grads]) for grads in cotangents])
+    found = {}
+    for i in (i for i, g in enumerate(gradients[0]) if g is not None):
+        value = np.stack([np.asarray(grads[i], np.float64) for grads in gradients])
+        moved = np.stack([[np.asarray(grads[i], np.float64) for grads in move] for move in moves])
+        found[i] = _claim(value, np.abs(moved - value).max(axis=0, initial=0.0), by)
+    return found
+
+
+def _claim(value: Array, noise: Array, by: float) -> Claim:
+    """An element that moves much more than most do, relatively, is a sum of terms that cancel: those are its size."""
+    size = np.abs(value)
+    moving = (noise > 0) & (size > 0)
+    usual = max(1.0, float(np.median(noise[moving] / size[moving])) / by) if moving.any() else 1.0
+    return Claim(value, noise, np.maximum(size, noise / by / usual))
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is seen along one direction, for each of K cotangents."""
+
+    slope: Slope
+    got: Array  # the claimed slope
+    size: Array  # the absolute sum of the terms of either
+    noise: Array  # of the claimed one
+    bound: Array  # how far both may differ
+    off: Array  # how far they do
+    right: Array
+    wrong: Array
+
+
+class Comparison:
+    """Gradients under test beside the slopes of the function they should belong to."""
+
+    def __init__(
+        self, near: Neighbourhood, claimed: dict[int, Claim], rtol: float, atol: float = 0.0, named: str = "vjp"
+    ) -> None:
+        self.near, self.claimed, self.rtol, self.atol, self.named = near, claimed, rtol, atol, named
+        self.tally = Tally()
+
+    def findings(self, directions: Iterator[Direction]) -> Iterator[Finding]:
+        """Yield what is not right along these directions."""
+        for direction in directions:
+            found = self._judge(direction)
+            if found is not None:
+                yield found
+
+    def _judge(self, direction: Direction) -> Finding | None:
+        seen = self._sight(direction)
+        if seen is None:
+            return Finding("not finite", direction.label, "  the function is not finite on both sides of this point")
+        slope, right, wrong = seen.slope, seen.right, seen.wrong
+        if right.all() or (not wrong.any() and np.all(right | self._confirmed(direction, seen))):
+            self.tally.compared += bool((seen.size > 0).any())
+            return None
+        if wrong.any():
+            worst = int(np.argmax(np.where(wrong, seen.off / np.where(seen.bound > 0, seen.bound, 1e-300), -1)))
+            verdict = self._overruled(direction, seen, worst)
+            if verdict != "inconclusive":
+                self.tally.compared += 1
+                return (
+                    None if verdict == "right" else Finding("wrong", direction.label, self._text(seen, worst, "wrong"))
+                )
+        else:
+            worst = int(np.argmin(right))
+        self.tally.discarded += 1
+        kind = "kink" if self._kinked(direction, slope, worst) else "inconclusive"
+        return Finding(kind, direction.label, self._text(seen, worst, kind))
+
+    def _sight(self, direction: Direction) -> Sight | None:
+        """Both slopes, and for which cotangents the claimed one is right or wrong; neither where it is not clear."""
+        got, own, inner, noise = self._projected(direction)
+        slope = self.near.slope(direction)
+        if slope is None:
+            return None
+        size, off = np.maximum(slope.terms, own), np.abs(slope.value - got)
+        bound = self.rtol * size + noise + slope.error + self.atol
+        if slope.moved:
+            credible = slope.error <= self.near.precision.limit * np.maximum(size, inner) + self.atol
+            right, wrong = credible & (off <= bound), credible & (off > bound)
+        else:  # the slope is 0, or hides behind the rounding of a function that stands still
+            right, wrong = own <= noise + self.atol, own > slope.error + noise + self.atol
+        return Sight(slope, got, size, noise, bound, off, right, wrong)
+
+    def _confirmed(self, direction: Direction, seen: Sight) -> Array:
+        """Where the complex step, within the error of the difference, gives the claimed slope, and not just 0."""
+        exact = self.near.complex_slope(direction)
+        if exact is None:
+            return np.zeros(seen.got.shape, bool)
+        fits = np.abs(exact - seen.got) <= self.rtol * seen.size + seen.noise + self.atol
+        return fits & (exact != 0) & (np.abs(exact - seen.slope.value) <= seen.slope.error)
+
+    def _overruled(self, direction: Direction, seen: Sight, k: int) -> str:
+        """A verdict on what one step found wrong, from all steps: coarse rounding can make one agree with its half.
+
+        And a slope that is lost in the rounding of what f gives may have been lost by the vjp as well.
+        """
+        first, limit = seen.slope, self.near.precision.limit
+        if first.moved and seen.off[k] <= JITTER * self.near.precision.eps * first.height[k] / max(direction.scales):
+            return "inconclusive"
+        own = seen.bound[k] - first.error[k]
+        nearby = [share * first.step for share in SECOND_OPINION]
+        others = list(self.near.estimates(direction, nearby))
+        lucky = first.moved and sum(o.step in nearby and o.share <= limit for o in others) < len(nearby) - 1
+        votes = [
+            abs(other.value[k] - seen.got[k]) <= own + other.error[k]
+            for other in others
+            if other.moved and (other.share <= limit if first.moved else not other.kinked(k))
+        ]
+        if first.moved and sum(votes) > max(1, len(votes) / 2):
+            return "right"
+        return "inconclusive" if lucky or any(votes) else "wrong"
+
+    def _kinked(self, direction: Direction, slope: Slope, k: int) -> bool:
+        """True if the slope jumps by the same amount for this step and for much smaller ones, which noise does not."""
+        jumps = [slope.jump[k]]
+        for step in (slope.step / 8, slope.step / 64):
+            smaller = self.near.estimate(direction, step)
+            if not slope.kinked(k) or smaller is None or not smaller.kinked(k):
+                return False
+            jumps.append(smaller.jump[k])
+        return max(jumps) - min(jumps) <= 0.1 * max(map(abs, jumps))
+
+    def _projected(self, direction: Direction) -> tuple[Array, Array, Array, Array]:
+        """The claimed slope, the absolute sum of its parts, the size of their terms, and their noise."""
+        count = len(self.near.weights)
+        got, own, inner, noise = (np.zeros(count) for _ in range(4))
+        for i, v in direction.moves.items():
+            if i not in self.claimed:
+                continue
+            claim, flat_v = self.claimed[i], v.reshape(-1)
+            at = np.flatnonzero(flat_v)
+            part = flat_v[at]
+            value, terms, rough = (a.reshape(count, -1)[:, at] for a in (claim.value, claim.terms, claim.noise))
+            got, own = got + value @ part, own + np.abs(value) @ np.abs(part)
+            inner, noise = inner + terms @ np.abs(part), noise + rough @ np.abs(part)
+        return got, own, inner, noise
+
+    def _text(self, seen: Sight, k: int, kind: str) -> str:
+        slope, precision = seen.slope, self.near.precision
+        lines = [
+            f"  finite difference {slope.value[k]:.9e}  (off by {slope.error[k]:.1e} at most; step {slope.step:.1e})",
+            f"  {self.named:<17} {seen.got[k]:.9e}",
+        ]
+        if kind == "wrong":
+            lines.append(
+                f"  difference        {seen.off[k]:.3e}  allowed {seen.bound[k]:.3e}: {self.rtol:.1e} of all terms "
+                f"{seen.size[k]:.3e}, and both sides' errors"
+            )
+        elif kind == "kink":
+            lines.append(
+                f"  a kink: the slopes on either side differ by {abs(slope.jump[k]):.6g}; move the point off it"
+            )
+        else:
+            lines.append(
+                f"  its error: step {slope.truncation[k]:.1e}, asymmetry {slope.asymmetry[k]:.1e}, rounding "
+                f"{slope.rounding[k]:.1e}; believed up to {precision.limit:.0e} of the terms' sum {seen.size[k]:.1e}"
+            )
+        return "\n".join(lines)
+
+
+def directions(
+    x: Array, index: int, rng: np.random.Generator, elements: int = ELEMENTS, blocks: int = BLOCKS
+) -> Iterator[Direction]:
+    """Each element of operand ``index`` by itself; of a large one, random movements of parts and of the whole."""
+    largest = float(np.abs(x).max(initial=0.0))
+    if x.size <= elements:
         for at in np.ndindex(x.shape):
             one = np.zeros(x.shape)
             one[at] = 1.0
-            yield f"at {list(at)}", one
+            yield Direction(f"at {list(at)}", {index: one}, (abs(float(x[at])), largest, 1.0))
+        return
+    for kind in ("relative", "absolute"):
+        order = rng.permutation(x.size)
+        for part, count in [*((p, blocks) for p in np.array_split(order, blocks)), (order, 1)]:
+            v = np.zeros(x.size)
+            v[part] = rng.choice([-1.0, 1.0], len(part)) * rng.uniform(0.5, 1, len(part))
+            move = v.reshape(x.shape)
+            label = f"along a random direction ({kind}, through {'all' if count == 1 else f'1/{count} of'} elements)"
+            if kind == "relative":
+                move = move * np.where(x == 0, largest or 1.0, np.abs(x))
+                yield Direction(label, {index: move}, (1.0, 1 / (largest or 1.0)))
+            else:
+                yield Direction(label, {index: move}, (largest, 1.0))
 
 
-def movement(
-    function: Callable[..., Sequence[Array]], arrays: Sequence[Any], rng: np.random.Generator, probes: int = 3
-) -> float:
-    """How far the results move, at most, per relative movement of every element of a real operand.
-
-    Each real operand is moved by itself, by random amounts of either sign. Terms that cancel in the
-    result do not cancel in its movement, so this is the size to which rounding is relative. A step inside
-    the operator may be rounded at the size of the operands themselves, so theirs counts as a factor. And
-    the result itself is rounded, even where all operands are zero and cannot move.
-    """
-    base = function(*arrays)
-    step, size, largest = 1e-6, max((float(np.abs(b).max(initial=0.0)) for b in base), default=0.0), 1.0
-    for i, x in enumerate(arrays):
-        if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or not x.size:
-            continue
-        largest = max(largest, float(np.abs(x).max()))
-        for _ in range(probes):
-            there = function(*arrays[:i], _jittered(x, step, rng), *arrays[i + 1 :])
-            moves = (np.abs(t - b).max(initial=0.0) for t, b in zip(there, base, strict=True))
-            size = max(size, float(max(moves, default=0.0)) / step)
-    return size * largest
+def together(arrays: Sequence[Any], positions: Sequence[int], rng: np.random.Generator) -> Iterator[Direction]:
+    """All operands at once: <cotangent, J v> forward is <vjp(cotangent), v> backward."""
+    moves, scales = {}, [1.0]
+    for i in positions:
+        x = np.asarray(arrays[i])
+        largest = float(np.abs(x).max(initial=0.0)) or 1.0
+        scales.append(1 / largest)
+        moves[i] = np.where(x == 0, largest, np.abs(x)) * rng.uniform(0.5, 1, x.shape) * rng.choice([-1, 1], x.shape)
+    if any(v.size for v in moves.values()):
+        yield Direction("along a random direction through all inputs", moves, tuple(scales))
 
 
-def _jittered(array: Any, by: float, rng: np.random.Generator) -> Any:
-    """A real array with every element moved by a relative ``by`` or up to half as much, either way."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        return array
-    return _read_only(array * (1 + by * rng.uniform(0.5, 1, array.shape) * rng.choice([-1.0, 1.0], array.shape)))
+def assert_gradient(
+    function: Function, arrays: Sequence[Any], index: int, gradient: Array, cotangents: Sequence[Array],
+    rng: np.random.Generator, tally: Tally, where: str,
+) -> None:  # fmt: skip
+    """Fail unless ``gradient`` is that of sum(cotangents · function(*arrays)) with respect to arrays[index]."""
+    x = arrays[index]
+    if gradient.shape != x.shape:
+        raise AssertionError(f"{where} has shape {gradient.shape}, the operand has {x.shape}")
+    if not np.all(np.isfinite(gradient)):
+        raise AssertionError(f"{where} is not finite")
+    value = np.asarray(gradient, np.float64)[None]
+    claim = Claim(value, np.zeros_like(value), np.abs(value))
+    comparison = Comparison(Neighbourhood(function, arrays, [cotangents], rng), {index: claim}, DOUBLE.rtol)
+    assert_right(comparison, directions(x, index, rng), where, tally)
 
 
-def _read_only(array: Any) -> Array:
-    array = np.asarray(array)
-    array.flags.writeable = False
-    return array
+def assert_right(comparison: Comparison, along: Iterator[Direction], where: str, tally: Tally) -> None:
+    """Fail at the first slope that is wrong; count those that cannot be judged."""
+    comparison.tally = tally
+    for found in comparison.findings(along):
+        if found.kind == "kink":
+            raise AssertionError(f"{where} has a kink {found.label} that its domain does not name\n{found.text}")
+        if found.kind in ("wrong", "not finite"):
+            raise AssertionError(f"{where} is {found.kind} {found.label}\n{found.text}")

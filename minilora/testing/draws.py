@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,9 @@ from minilora.signature import Operand
 
 Array = NDArray[Any]
 FILLS = ("random", "zeros", "equal", "ends")  # what a drawn real operand holds
-_MARGIN = 0.01  # kept from kinks and ends of a domain, so that differences stay on one side
+WIDE = (-12.0, 6.0)  # decades of magnitude, for laws that judge relative to what they look at
+MODERATE = (-3.0, 3.0)  # and for those that compute in float32
+_MARGIN = 0.01  # relative distance kept from kinks, ends and equal elements, so that differences stay on one side
 
 
 @dataclass(frozen=True)
@@ -102,16 +105,21 @@ def draw(
     sizes: Mapping[str, Any],
     params: Mapping[str, Any] | None = None,
     fill: str = "random",
+    decades: tuple[float, float] | None = None,
 ) -> Call:
     """Draw a call: by the record's own draw if it has one, else from its signature and domain.
 
-    sizes   for each letter an int, for ``*`` and ``...`` a shape
-    params  parameters to use; others are drawn from the record, or are the operator's defaults
-    fill    one of FILLS
+    sizes    for each letter an int, for ``*`` and ``...`` a shape
+    params   parameters to use; others are drawn from the record, or are the operator's defaults
+    fill     one of FILLS
+    decades  powers of ten between which the magnitude of each operand is drawn; None: about one
     """
     chosen = {name: values[int(rng.integers(len(values)))] for name, values in op.params.items()}
     chosen.update(params or {})
-    drawn = op.draw(rng, sizes) if op.draw is not None else _operands(op, rng, sizes, fill)
+    if op.draw is None:
+        drawn = _operands(op, rng, sizes, fill, decades)
+    else:
+        drawn = {name: _scaled(op, name, value, rng, decades) for name, value in op.draw(rng, sizes).items()}
     arrays, rest = op.bind((), {**chosen, **drawn})
     call = Call(op, tuple(map(frozen, arrays)), rest)
     op.signature.check(op.name, call.arrays)
@@ -132,7 +140,9 @@ def axes(op: Op) -> tuple[str, ...]:
     return tuple(a for a in named if a != "?" and not a.isdigit())
 
 
-def _operands(op: Op, rng: np.random.Generator, sizes: Mapping[str, Any], fill: str) -> dict[str, Any]:
+def _operands(
+    op: Op, rng: np.random.Generator, sizes: Mapping[str, Any], fill: str, decades: tuple[float, float] | None
+) -> dict[str, Any]:
     sizes = dict(sizes)
     for operand in op.signature.inputs:  # an index needs something to point at
         domain = op.domain.get(operand.name)
@@ -141,7 +151,7 @@ def _operands(op: Op, rng: np.random.Generator, sizes: Mapping[str, Any], fill: 
     given: dict[str, Any] = {}
     for operand in op.signature.inputs:
         count = int(rng.integers(1, 4)) if operand.variadic else 1
-        values = tuple(_values(op, operand, rng, sizes, fill) for _ in range(count))
+        values = tuple(_values(op, operand, rng, sizes, fill, decades) for _ in range(count))
         absent = operand.optional and rng.random() < 0.5
         given[operand.name] = None if absent else values if operand.variadic else values[0]
     return given
@@ -162,7 +172,10 @@ def _shape(operand: Operand, sizes: Mapping[str, Any], rng: np.random.Generator)
     return tuple(shape)
 
 
-def _values(op: Op, operand: Operand, rng: np.random.Generator, sizes: Mapping[str, Any], fill: str) -> Array:
+def _values(
+    op: Op, operand: Operand, rng: np.random.Generator, sizes: Mapping[str, Any], fill: str,
+    decades: tuple[float, float] | None,
+) -> Array:  # fmt: skip
     shape = _shape(operand, sizes, rng)
     domain = op.domain.get(operand.name)
     if operand.kind == "bool":
@@ -171,16 +184,86 @@ def _values(op: Op, operand: Operand, rng: np.random.Generator, sizes: Mapping[s
         assert isinstance(domain, Index), f"{op.name}: give the operand {operand.name} a domain Index"
         choices = [*range(sizes[domain.axis]), *domain.also]
         return np.asarray(rng.choice(choices, shape) if choices else np.zeros(shape), np.int64)
-    interval = domain if isinstance(domain, Interval) else Interval()
-    low, high = max(interval.low, -3.0) + _MARGIN, min(interval.high, 3.0) - _MARGIN
-    values = {
-        "random": lambda: rng.uniform(low, high, shape),
-        "zeros": lambda: np.zeros(shape),
-        "equal": lambda: np.full(shape, rng.uniform(low, high)),
-        "ends": lambda: rng.choice([low, high], shape),
-    }[fill if rng.random() < 0.5 else "random"]()
+    return reals(domain if isinstance(domain, Interval) else Interval(), shape, rng, fill, decades)
+
+
+def reals(
+    interval: Interval, shape: tuple[int, ...], rng: np.random.Generator, fill: str = "random",
+    decades: tuple[float, float] | None = None,
+) -> Array:  # fmt: skip
+    """Draw an array inside ``interval``: off its kinks and ends, and with distinct elements where they have to be.
+
+    Magnitudes are distances from zero or from a finite end, whichever is drawn.
+    """
+    magnitude = _magnitude(rng, shape, decades)
+    low, high = interval.low, interval.high
+    ends = [end for end in (low, high) if np.isfinite(end)]
+    centres = [*([0.0] if low < 0 < high else []), *ends]
+    if decades is None or rng.random() < 0.5 or not ends:  # the plain case: spread over the interval, or around zero
+        span = 3.0 * (float(np.max(magnitude, initial=0.0)) or 1.0)
+        first, last = max(low, -span), min(high, span)
+        if first >= last:  # zero is far from the interval
+            first, last = (low, low + span) if np.isfinite(low) else (high - span, high)
+        spread = {
+            "random": lambda: rng.uniform(first, last, shape),
+            "zeros": lambda: np.zeros(shape),
+            "equal": lambda: np.full(shape, rng.uniform(first, last)),
+            "ends": lambda: rng.choice([first, last], shape),
+        }[fill if rng.random() < 0.5 else "random"]()
+        values = spread if np.ndim(magnitude) == 0 or ends else spread * magnitude / np.max(magnitude, initial=1e-300)
+    else:
+        centre = centres[int(rng.integers(len(centres)))]
+        side = rng.choice([-1.0, 1.0], shape) if low < centre < high else 1.0 if centre == low else -1.0
+        values = centre + side * magnitude * rng.uniform(0.1, 1, shape)
+    return _settled(np.asarray(values), interval, float(np.max(magnitude, initial=1e-12)), rng)
+
+
+def _magnitude(rng: np.random.Generator, shape: tuple[int, ...], decades: tuple[float, float] | None) -> Any:
+    """One magnitude for a whole operand, or now and then one for each element."""
+    if decades is None:
+        return 1.0
+    return 10.0 ** rng.uniform(*decades, shape if rng.random() < 0.25 else None)
+
+
+def _settled(values: Array, interval: Interval, magnitude: float, rng: np.random.Generator) -> Array:
+    """``values`` moved off the ends and kinks of their interval, and off each other."""
+
+    def gap(point: float) -> float:
+        return _MARGIN * (abs(point) or min(magnitude, 1.0))
+
+    low = interval.low + gap(interval.low) if np.isfinite(interval.low) else -np.inf
+    high = interval.high - gap(interval.high) if np.isfinite(interval.high) else np.inf
+    if not low < high:  # a narrow interval far from zero
+        low, high = (interval.low + (interval.high - interval.low) * share for share in (0.01, 0.99))
+    if interval.distinct:
+        values = _spaced(values, low, high, magnitude, rng)
     values = np.clip(values, low, high)
     for kink in interval.kinks:
-        near = np.abs(values - kink) < _MARGIN
-        values = np.where(near, kink + np.where(values < kink, -_MARGIN, _MARGIN), values)
+        near = np.abs(values - kink) < (gap(kink) if kink else np.finfo(np.float32).tiny)
+        values = np.where(near, kink + np.where(values < kink, -gap(kink), gap(kink)), values)
     return np.asarray(values)
+
+
+def _spaced(values: Array, low: float, high: float, magnitude: float, rng: np.random.Generator) -> Array:
+    """The same order, with elements apart by a relative _MARGIN, or evenly over a bounded interval."""
+    flat = values.ravel() + 0.0
+    order = np.argsort(flat + magnitude * 1e-9 * rng.standard_normal(flat.shape), kind="stable")
+    if np.isfinite(low) and np.isfinite(high):
+        flat[order] = low + (high - low) * (np.arange(flat.size) + rng.uniform(0.3, 0.7, flat.size)) / max(flat.size, 1)
+        return flat.reshape(values.shape)
+    for before, at in itertools.pairwise(order):
+        least = flat[before] + _MARGIN * max(abs(flat[before]), abs(flat[at]), 1e-3 * magnitude)
+        flat[at] = max(flat[at], least)
+    return flat.reshape(values.shape)
+
+
+def _scaled(op: Op, name: str, value: Any, rng: np.random.Generator, decades: tuple[float, float] | None) -> Any:
+    """What a record's own draw gave, in another magnitude where its domain has neither ends nor kinks."""
+    domain = op.domain.get(name, Interval())
+    free = isinstance(domain, Interval) and not np.isfinite([domain.low, domain.high]).any() and not domain.kinks
+    if decades is None or not free:
+        return value
+    if isinstance(value, tuple | list):
+        return tuple(_scaled(op, name, item, rng, decades) for item in value)
+    real = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return np.asarray(value * _magnitude(rng, value.shape, decades)) if real else value

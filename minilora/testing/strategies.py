@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike, NDArray
 
 from minilora.autograd import Op
-from minilora.testing.draws import FILLS, Call, axes, draw
+from minilora.testing.draws import FILLS, MODERATE, WIDE, Call, axes, draw
 
 SIZES = (2, 1, 3, 0, 5)  # Hypothesis shrinks towards the first
 KERNEL_SIZES = (*SIZES, 16, 17, 64, 65, 130)  # also whole blocks of a kernel, and what is left over
@@ -39,10 +39,15 @@ def arrays(
     return st.builds(lambda s, rng: rng.uniform(-size, size, s).astype(dtype), shaped, generators())
 
 
-def calls(op: Op, sizes: Sequence[int] = SIZES) -> st.SearchStrategy[Call]:
-    """A call of ``op`` with operands from its record, whose lettered axes have one of ``sizes``."""
+def calls(op: Op, sizes: Sequence[int] = SIZES, wide: bool = False) -> st.SearchStrategy[Call]:
+    """A call of ``op`` with operands from its record, whose lettered axes have one of ``sizes``.
+
+    wide  half of the calls have operands of any magnitude from 1e-12 to 1e+6; else a quarter, from 1e-3 to 1e+3
+    """
     chosen = st.fixed_dictionaries({axis: shapes() if axis in ("*", "...") else dims(sizes) for axis in axes(op)})
     params = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in op.params.items()})
+    decades = st.sampled_from((None, WIDE) if wide else (None, None, None, MODERATE))
     return st.builds(
-        lambda s, p, rng, fill: draw(op, rng, s, p, fill), chosen, params, generators(), st.sampled_from(FILLS)
-    )
+        lambda s, p, rng, fill, decades: draw(op, rng, s, p, fill, decades),
+        chosen, params, generators(), st.sampled_from(FILLS), decades,
+    )  # fmt: skip

@@ -295,7 +295,7 @@ def test_a_kink_is_avoided_where_the_domain_names_it_and_found_where_not(define)
         if kinks:
             opcheck.check(opcheck.gradient_law, record, FAST)
         else:
-            with pytest.raises(AssertionError, match="positive_part: gradient for x is wrong"):
+            with pytest.raises(AssertionError, match=r"positive_part: gradient for x has a kink .* does not name"):
                 opcheck.check(opcheck.gradient_law, record, settings(FAST, max_examples=200))
 
 
@@ -330,7 +330,7 @@ def test_the_core_runs_without_hypothesis_and_counts(define):
     rng, tally = np.random.default_rng(0), Tally()
     call = draw(record, rng, {"*": (2,), "K": 3, "N": 2})
     opcheck.gradient_law(call, rng, tally)
-    assert tally == Tally(calls=0, compared=14, discarded=0)  # 6 + 6 elements and a direction for each operand
+    assert tally == Tally(calls=0, compared=12, discarded=0)  # each of the 6 + 6 elements
 
 
 def test_a_wrong_gradient_is_reported_with_operator_operand_and_place(define):
