@@ -23,17 +23,19 @@ from minilora.ops.linear import linear
 from minilora.ops.lora import lora_matmul
 from minilora.ops.loss import cross_entropy
 from minilora.ops.norm import rms_norm
+from minilora.ops.pool import avg_pool1d, avg_pool2d, max_pool1d, max_pool2d, upsample_nearest
 from minilora.ops.reduce import logsumexp, max, mean, min, norm, prod, std, sum, var
 from minilora.ops.rotary import rotary
 from minilora.ops.shape import broadcast_to, expand_dims, flip, reshape, squeeze, swapaxes, transpose
 
 __all__ = [
-    "abs", "add", "attention", "broadcast_to", "clip", "concat", "conv1d", "conv2d", "cross_entropy", "div", "dropout",
-    "einsum", "embedding", "erf", "exp", "expand_dims", "flip", "gather", "gelu", "index", "leaky_relu", "linear",
-    "log", "logsumexp", "lora_matmul", "masked_dropout", "matmul", "max", "maximum", "mean", "min", "minimum", "mul",
-    "neg", "norm", "outer", "pad", "power", "prod", "relu", "repeat", "reshape", "rms_norm", "roll", "rotary", "rsqrt",
-    "scatter_add", "sigmoid", "silu", "softplus", "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes",
-    "swiglu", "take", "tanh", "transpose", "unstack", "var", "where",
+    "abs", "add", "attention", "avg_pool1d", "avg_pool2d", "broadcast_to", "clip", "concat", "conv1d", "conv2d",
+    "cross_entropy", "div", "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "flip", "gather", "gelu",
+    "index", "leaky_relu", "linear", "log", "logsumexp", "lora_matmul", "masked_dropout", "matmul", "max", "max_pool1d",
+    "max_pool2d", "maximum", "mean", "min", "minimum", "mul", "neg", "norm", "outer", "pad", "power", "prod", "relu",
+    "repeat", "reshape", "rms_norm", "roll", "rotary", "rsqrt", "scatter_add", "sigmoid", "silu", "softplus", "split",
+    "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swiglu", "take", "tanh", "transpose", "unstack",
+    "upsample_nearest", "var", "where",
 ]  # fmt: skip
 
 
