@@ -27,6 +27,7 @@ from minilora.ops.pool import avg_pool1d, avg_pool2d, max_pool1d, max_pool2d, up
 from minilora.ops.reduce import logsumexp, max, mean, min, norm, prod, std, sum, var
 from minilora.ops.rotary import rotary
 from minilora.ops.shape import broadcast_to, expand_dims, flip, reshape, squeeze, swapaxes, transpose
+from minilora.ops.timestep import timestep_embedding
 
 __all__ = [
     "abs", "add", "attention", "avg_pool1d", "avg_pool2d", "broadcast_to", "clip", "concat", "conv1d", "conv2d",
@@ -34,8 +35,8 @@ __all__ = [
     "index", "leaky_relu", "linear", "log", "logsumexp", "lora_matmul", "masked_dropout", "matmul", "max", "max_pool1d",
     "max_pool2d", "maximum", "mean", "min", "minimum", "mul", "neg", "norm", "outer", "pad", "power", "prod", "relu",
     "repeat", "reshape", "rms_norm", "roll", "rotary", "rsqrt", "scatter_add", "sigmoid", "silu", "softplus", "split",
-    "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swiglu", "take", "tanh", "transpose", "unstack",
-    "upsample_nearest", "var", "where",
+    "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swiglu", "take", "tanh", "timestep_embedding",
+    "transpose", "unstack", "upsample_nearest", "var", "where",
 ]  # fmt: skip
 
 
