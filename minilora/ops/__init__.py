@@ -9,13 +9,14 @@ import numpy as np
 
 from minilora.autograd import Tensor, install_operators
 from minilora.kernels.frozen import FrozenWeight
-from minilora.ops.activation import erf, gelu, leaky_relu, relu, sigmoid, silu, softplus, swiglu, tanh
+from minilora.ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus, swiglu, tanh
 from minilora.ops.attention import attention
 from minilora.ops.choices import clip, maximum, minimum, where
 from minilora.ops.conv import conv1d, conv2d
 from minilora.ops.dropout import dropout, masked_dropout
 from minilora.ops.elementwise import abs, add, div, exp, log, mul, neg, power, rsqrt, sqrt, sub
 from minilora.ops.embedding import embedding
+from minilora.ops.erf import erf
 from minilora.ops.indexing import gather, index, scatter_add, take
 from minilora.ops.joining import concat, pad, repeat, roll, split, stack, unstack
 from minilora.ops.linalg import einsum, matmul, outer

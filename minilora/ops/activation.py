@@ -1,4 +1,4 @@
-"""Activation functions, and the error function that one of them needs."""
+"""Activation functions of a neural network, each right far out too, where plain formulas lose all digits."""
 
 from __future__ import annotations
 
@@ -11,89 +11,24 @@ from numpy.typing import NDArray
 from minilora.autograd import op
 from minilora.errors import ConfigError
 from minilora.ops.elementwise import KINK_AT_ZERO
+from minilora.ops.erf import bell, erfc_of
 
 Array = NDArray[Any]
 Need = tuple[bool, ...]
 
-# Cody 1969, Math. Comp. 23, "Rational Chebyshev approximations for the error function": numerators and denominators,
-# highest power first, for erf on [0, 0.5], for erfc on (0.46875, 4] and beyond.
-_NEAR = (
-    (
-        1.85777706184603153e-1,
-        3.16112374387056560e0,
-        1.13864154151050156e2,
-        3.77485237685302021e2,
-        3.20937758913846947e3,
-    ),
-    (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3),
-)
-_MIDDLE = (
-    (
-        2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
-        2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3,
-        1.23033935479799725e3,
-    ),
-    (
-        1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
-        3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3, 1.23033935480374942e3,
-    ),
-)  # fmt: skip
-_FAR = (
-    (
-        1.63153871373020978e-2, 3.05326634961232344e-1, 3.60344899949804439e-1, 1.25781726111229246e-1,
-        1.60837851487422766e-2, 6.58749161529837803e-4,
-    ),
-    (
-        1.0, 2.56852019228982242e0, 1.87295284992346725e0, 5.27905102951428412e-1, 6.05183413124413191e-2,
-        2.33520497626869185e-3,
-    ),
-)  # fmt: skip
-
-
-def _ratio(x: Array, coefficients: tuple[tuple[float, ...], tuple[float, ...]]) -> Array:
-    top, bottom = coefficients
-    return np.polyval(np.array(top, np.float64), x) / np.polyval(np.array(bottom, np.float64), x)
-
-
-def erfc_of(x: Array) -> Array:
-    """1 - erf(x) in float64, with small relative error also where it is tiny."""
-    x = np.asarray(x, np.float64)
-    size = np.abs(x)
-    near = size <= 0.46875
-    middle = np.clip(size, 0.46875, 4.0)
-    far = np.maximum(size, 4.0)
-    inverse = 1 / (far * far)
-    tail = np.where(
-        size <= 4.0,
-        _ratio(middle, _MIDDLE),
-        (1 / math.sqrt(math.pi) - inverse * _ratio(inverse, _FAR)) / far,
-    )
-    # exp(-x²) from a part of x with few digits, whose square is exact, and the small rest (Cody's way).
-    limited = np.minimum(size, 27.0)
-    short = np.trunc(limited * 16) / 16
-    tail = tail * np.exp(-short * short) * np.exp(-(limited - short) * (limited + short))
-    tail = np.where(size > 27.0, 0.0, tail)
-    small = np.where(near, x, 0.0)
-    return np.where(near, 1 - small * _ratio(small * small, _NEAR), np.where(x < 0, 2 - tail, tail))
-
-
-def erf_of(x: Array) -> Array:
-    """erf(x) in float64."""
-    x = np.asarray(x, np.float64)
-    near = np.abs(x) <= 0.46875
-    small = np.where(near, x, 0.0)
-    return np.where(near, small * _ratio(small * small, _NEAR), np.copysign(1 - erfc_of(np.abs(x)), x))
-
 
 def sigmoid_of(x: Array) -> Array:
-    """1 / (1 + exp(-x)): by tanh, the fastest, which overflows nowhere; and where that would lose digits, by exp."""
-    half = x.dtype.type(0.5)
-    s = np.asarray(half * (np.tanh(half * x) + 1))
-    far = x < -8
-    if far.any():
-        e = np.exp(x[far])
-        s[far] = e / (1 + e)
-    return s
+    """1 / (1 + exp(-x)), right to a few units in the last place; 0 where exp(-x) overflows."""
+    with np.errstate(over="ignore"):
+        y = np.asarray(np.exp(-x))
+    y += 1
+    return np.divide(1, y, out=y)
+
+
+def _sigmoid_slope(x: Array) -> Array:
+    """d σ / dx = σ(x) σ(-x), which keeps its digits on both sides, as 1 - σ(x) would not."""
+    e = np.exp(-np.abs(x))
+    return e / ((1 + e) * (1 + e))
 
 
 @op("x[*] -> y[*]", source="d σ / dx = σ (1 - σ)", formula="y = 1 / (1 + e⁻ˣ)", saves="x")
@@ -104,7 +39,7 @@ def sigmoid(x: Array) -> tuple[Array, Any]:
 
 @sigmoid.defvjp
 def _sigmoid_vjp(grad: Array, x: Array, need: Need) -> tuple[Array | None, ...]:
-    return (grad * sigmoid_of(x) * sigmoid_of(-x),)  # 1 - σ(x) is σ(-x), which keeps its digits
+    return (grad * _sigmoid_slope(x),)
 
 
 @op("x[*] -> y[*]", source="d tanh / dx = 1 / cosh²", formula="y = tanh x", saves="x")
@@ -115,19 +50,13 @@ def tanh(x: Array) -> tuple[Array, Any]:
 
 @tanh.defvjp
 def _tanh_vjp(grad: Array, x: Array, need: Need) -> tuple[Array | None, ...]:
-    return (grad * _sech_squared(x),)
-
-
-def _sech_squared(x: Array) -> Array:
-    """1 - tanh(x)², as 4 σ(2x) σ(-2x), which keeps its digits where tanh is near 1."""
-    return 4 * sigmoid_of(2 * x) * sigmoid_of(-2 * x)
+    return (grad * (4 * _sigmoid_slope(2 * x)),)  # 1 - tanh(x)² has no digits left where tanh is near 1
 
 
 @op("x[*] -> y[*]", domain={"x": KINK_AT_ZERO}, source="Nair & Hinton 2010", formula="y = max(x, 0)", saves="y > 0")
 def relu(x: Array) -> tuple[Array, Any]:
     """Replace negative elements by 0; the gradient at 0 is 0."""
-    keep = x > 0
-    return np.where(keep, x, x.dtype.type(0)), keep
+    return np.maximum(x, 0), x > 0  # np.maximum lets NaN through, so that it is seen
 
 
 @relu.defvjp
@@ -146,12 +75,12 @@ def _relu_vjp(grad: Array, keep: Array, need: Need) -> tuple[Array | None, ...]:
 def leaky_relu(x: Array, *, negative_slope: float = 0.01) -> tuple[Array, Any]:
     """Scale negative elements by ``negative_slope``; the gradient at 0 is ``negative_slope``."""
     keep = x > 0
-    return np.where(keep, x, x * negative_slope), keep
+    return np.where(keep, x, x * float(negative_slope)), keep
 
 
 @leaky_relu.defvjp
 def _leaky_relu_vjp(grad: Array, keep: Array, need: Need, *, negative_slope: float) -> tuple[Array | None, ...]:
-    return (np.where(keep, grad, grad * negative_slope),)
+    return (np.where(keep, grad, grad * float(negative_slope)),)
 
 
 @op("x[*] -> y[*]", source="Elfwing et al. 2018, arXiv:1702.03118, eq. 5 (SiLU)", formula="y = x σ(x)", saves="x")
@@ -199,23 +128,6 @@ def _swiglu_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]
     return grad_gate, grad_up
 
 
-@op("x[*] -> y[*]", source="d erf / dx = 2 exp(-x²) / √π", formula="y = 2/√π ∫₀ˣ exp(-t²) dt", saves="x")
-def erf(x: Array) -> tuple[Array, Any]:
-    """Apply the error function to each element."""
-    return erf_of(x).astype(x.dtype), x
-
-
-@erf.defvjp
-def _erf_vjp(grad: Array, x: Array, need: Need) -> tuple[Array | None, ...]:
-    return (grad * (2 / math.sqrt(math.pi)) * _gauss(x),)
-
-
-def _gauss(x: Array) -> Array:
-    """exp(-x²); nothing overflows, since beyond 30 it is 0 in any case."""
-    limited = np.clip(x, -30, 30)
-    return np.exp(-limited * limited)
-
-
 @op(
     "x[*] -> y[*]",
     params={"approximate": ("none", "tanh")},
@@ -238,7 +150,7 @@ def gelu(x: Array, *, approximate: str = "none") -> tuple[Array, Any]:
 @gelu.defvjp
 def _gelu_vjp(grad: Array, x: Array, need: Need, *, approximate: str) -> tuple[Array | None, ...]:
     if approximate == "none":
-        density = _gauss(x * x.dtype.type(math.sqrt(0.5))) * (1 / math.sqrt(2 * math.pi))
+        density = bell(x * x.dtype.type(math.sqrt(0.5))) * (1 / math.sqrt(2 * math.pi))
         return (grad * (_normal_share(x) + x * density),)
     inner, slope = _inner(x)
     s = sigmoid_of(inner)
@@ -265,12 +177,16 @@ def _inner(x: Array) -> tuple[Array, Array]:
     saves="x",
 )
 def softplus(x: Array, *, beta: float = 1.0) -> tuple[Array, Any]:
-    """Apply a smooth form of max(x, 0); ``beta`` > 0 says how sharp. ConfigError for any other beta."""
-    if not beta > 0:
-        raise ConfigError(f"softplus: beta is {beta}, expected a positive number")
-    return (np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x) * beta)) / beta).astype(x.dtype, copy=False), x
+    """Apply a smooth form of max(x, 0), as max(x, 0) + log(1 + exp(-beta |x|)) / beta, which overflows nowhere.
+
+    beta  how sharp its bend is: a positive, finite number; ConfigError for any other
+    """
+    if not 0 < beta < math.inf:
+        raise ConfigError(f"softplus: beta is {beta}, expected a positive, finite number")
+    beta = float(beta)  # a NumPy number would widen float32
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x) * beta)) / beta, x
 
 
 @softplus.defvjp
 def _softplus_vjp(grad: Array, x: Array, need: Need, *, beta: float) -> tuple[Array | None, ...]:
-    return (grad * sigmoid_of(x * beta),)
+    return (grad * sigmoid_of(x * float(beta)),)

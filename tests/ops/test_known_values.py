@@ -49,25 +49,6 @@ def test_a_number_beside_float32_keeps_float32():
     assert ops.add(1, np.ones((), np.float32)).dtype == np.float32
 
 
-# ---------------------------------------------------------------- SiLU, SwiGLU
-
-
-@pytest.mark.parametrize("x", [-20.0, -1.0, 0.0, 0.5, 3.0, 20.0])
-def test_silu_is_x_times_the_logistic_function(x):
-    assert ops.silu(np.array([x]))[0] == pytest.approx(x / (1 + math.exp(-x)), rel=1e-7, abs=1e-15)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_swiglu_at_ten_thousand_is_up_times_gate_or_zero(dtype):
-    gate = tensor(np.array([1e4, -1e4, 0], dtype), requires_grad=True)
-    up = tensor(np.array([2, 2, 2], dtype), requires_grad=True)
-    out = ops.swiglu(gate, up)
-    np.testing.assert_array_equal(out.data, [2e4, 0, 0])
-    out.backward(gradient=np.ones(3))
-    np.testing.assert_array_equal(gate.grad, [2, 0, 1])  # d silu / d x is 1, 0 and 1/2 there
-    np.testing.assert_array_equal(up.grad, [1e4, 0, 0])
-
-
 # ---------------------------------------------------------------- sum, mean, shape
 
 
