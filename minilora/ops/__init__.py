@@ -11,7 +11,7 @@ from minilora.autograd import Tensor, install_operators
 from minilora.kernels.frozen import FrozenWeight
 from minilora.ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus, swiglu, tanh
 from minilora.ops.attention import attention
-from minilora.ops.choices import clip, maximum, minimum, where
+from minilora.ops.choices import clip, maximum, minimum, negative_part, positive_part, where
 from minilora.ops.conv import conv1d, conv2d
 from minilora.ops.dropout import dropout, masked_dropout
 from minilora.ops.elementwise import abs, add, div, exp, log, mul, neg, power, rsqrt, sqrt, sub
@@ -34,10 +34,10 @@ __all__ = [
     "abs", "add", "attention", "avg_pool1d", "avg_pool2d", "broadcast_to", "clip", "concat", "conv1d", "conv2d",
     "cross_entropy", "div", "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "flip", "gather", "gelu",
     "index", "leaky_relu", "linear", "log", "logsumexp", "lora_matmul", "masked_dropout", "matmul", "max", "max_pool1d",
-    "max_pool2d", "maximum", "mean", "min", "minimum", "mul", "neg", "norm", "outer", "pad", "power", "prod", "relu",
-    "repeat", "reshape", "rms_norm", "roll", "rotary", "rsqrt", "scatter_add", "sigmoid", "silu", "softplus", "split",
-    "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swiglu", "take", "tanh", "timestep_embedding",
-    "transpose", "unstack", "upsample_nearest", "var", "where",
+    "max_pool2d", "maximum", "mean", "min", "minimum", "mul", "neg", "negative_part", "norm", "outer", "pad",
+    "positive_part", "power", "prod", "relu", "repeat", "reshape", "rms_norm", "roll", "rotary", "rsqrt", "scatter_add",
+    "sigmoid", "silu", "softplus", "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swiglu",
+    "take", "tanh", "timestep_embedding", "transpose", "unstack", "upsample_nearest", "var", "where",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from minilora.autograd import op
 from minilora.errors import ConfigError
-from minilora.ops.elementwise import unbroadcast
+from minilora.ops.elementwise import KINK_AT_ZERO, unbroadcast
 
 Array = NDArray[Any]
 Need = tuple[bool, ...]
@@ -65,11 +66,33 @@ maximum.defvjp(_choice_vjp)
 minimum.defvjp(_choice_vjp)
 
 
+@op("x[*] -> y[*]", domain={"x": KINK_AT_ZERO}, source="x = x⁺ - x⁻", formula="y = max(x, 0)", saves="x > 0")
+def positive_part(x: Array) -> tuple[Array, Any]:
+    """Take x where it is positive and 0 elsewhere; the gradient at 0 is 0. ``relu`` is the same by another name."""
+    return np.maximum(x, 0), x > 0
+
+
+@positive_part.defvjp
+def _positive_part_vjp(grad: Array, positive: Array, need: Need) -> tuple[Array | None, ...]:
+    return (grad * positive,)
+
+
+@op("x[*] -> y[*]", domain={"x": KINK_AT_ZERO}, source="x = x⁺ - x⁻", formula="y = max(-x, 0)", saves="x < 0")
+def negative_part(x: Array) -> tuple[Array, Any]:
+    """Take -x where x is negative and 0 elsewhere; the gradient at 0 is 0."""
+    return np.maximum(-x, 0), x < 0
+
+
+@negative_part.defvjp
+def _negative_part_vjp(grad: Array, negative: Array, need: Need) -> tuple[Array | None, ...]:
+    return (-grad * negative,)
+
+
 def _clip_draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Elements away from the limits, where clipping has its kinks."""
     shape = tuple(int(n) for n in rng.integers(0, 5, rng.integers(0, 4)))
     x = rng.choice([-1.5, -0.5, 0.5, 1.5], shape) + rng.uniform(-0.4, 0.4, shape)
-    low, high = [(-1.0, 1.0), (None, 1.0), (-1.0, None), (0.0, 1)][int(rng.integers(4))]
+    low, high = [(-1.0, 1.0), (None, 1.0), (-1.0, None), (0.0, 1), (None, None)][int(rng.integers(5))]
     return {"x": np.asarray(x), "a_min": low, "a_max": high}
 
 
@@ -85,13 +108,21 @@ def clip(x: Array, a_min: float | None = None, a_max: float | None = None) -> tu
 
     a_min, a_max  numbers, or None for no limit
 
-    ConfigError where there is no limit at all, or the lower one is above the upper one.
+    ConfigError where a limit is no number, or the lower one is above the upper one.
     """
-    if (a_min is None and a_max is None) or (a_min is not None and a_max is not None and a_min > a_max):
-        raise ConfigError(f"clip: a_min is {a_min} and a_max is {a_max}, expected one limit at least, a_min ≤ a_max")
-    low = np.asarray(-np.inf if a_min is None else a_min, x.dtype)
-    high = np.asarray(np.inf if a_max is None else a_max, x.dtype)
+    low, high = _limit("a_min", a_min, -math.inf), _limit("a_max", a_max, math.inf)
+    if low > high:
+        raise ConfigError(f"clip: a_min is {a_min} and a_max is {a_max}, expected a_min ≤ a_max")
     return np.minimum(np.maximum(x, low), high), (x >= low) & (x <= high)
+
+
+def _limit(name: str, value: Any, absent: float) -> float:
+    """The limit as a Python number, which widens no float32."""
+    if value is None:
+        return absent
+    if not isinstance(value, int | float | np.integer | np.floating) or math.isnan(value):
+        raise ConfigError(f"clip: {name} is {value!r}, expected a number or None\n  for arrays use maximum and minimum")
+    return float(value)
 
 
 @clip.defvjp

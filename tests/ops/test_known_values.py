@@ -25,30 +25,6 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-# ---------------------------------------------------------------- arithmetic
-
-
-def test_arithmetic_broadcasts_and_sums_gradients_over_what_was_stretched():
-    x = tensor(np.array([[1.0], [2.0]]), requires_grad=True)
-    y = tensor(np.array([10.0, 20.0, 30.0]), requires_grad=True)
-    out = ops.mul(x, y)
-    np.testing.assert_array_equal(out.data, [[10, 20, 30], [20, 40, 60]])
-    out.backward(gradient=[[1, 1, 1], [0, 1, 0]])
-    np.testing.assert_array_equal(x.grad, [[60], [20]])
-    np.testing.assert_array_equal(y.grad, [1, 1 + 2, 1])
-
-
-def test_subtraction_gives_the_second_operand_the_negative_gradient():
-    x, y = (tensor(np.array([5.0]), requires_grad=True) for _ in range(2))
-    ops.sub(x, y).backward()
-    assert (x.grad[0], y.grad[0]) == (1.0, -1.0)
-
-
-def test_a_number_beside_float32_keeps_float32():
-    assert ops.mul(np.ones(2, np.float32), 0.1).dtype == np.float32
-    assert ops.add(1, np.ones((), np.float32)).dtype == np.float32
-
-
 # ---------------------------------------------------------------- sum, mean, shape
 
 
