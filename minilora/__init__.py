@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
 from minilora import generate, nn, ops, optim, training
 from minilora.autograd import Tensor, no_grad, tensor
 from minilora.errors import AdapterError, ConfigError, FormatError, MiniloraError, ShapeError
+from minilora.graph import grad, value_and_grad
 from minilora.kernels import FrozenWeight, get_include, set_num_threads
 from minilora.lora import (
     LoraConfig,
@@ -21,6 +24,9 @@ from minilora.models import load_model
 from minilora.ops import lora_matmul
 from minilora.tokenizer import load_tokenizer
 from minilora.training import TrainConfig, train
+
+if TYPE_CHECKING:
+    from minilora import testing
 
 __all__ = [
     "AdapterError",
@@ -37,6 +43,7 @@ __all__ = [
     "add_adapter",
     "generate",
     "get_include",
+    "grad",
     "load_adapter",
     "load_model",
     "load_tokenizer",
@@ -49,6 +56,17 @@ __all__ = [
     "set_adapter",
     "set_num_threads",
     "tensor",
+    "testing",
     "train",
     "training",
+    "value_and_grad",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import minilora.testing when it is first asked for: training needs none of it."""
+    if name == "testing":
+        import minilora.testing
+
+        return minilora.testing
+    raise AttributeError(f"module 'minilora' has no attribute {name!r}")

@@ -19,7 +19,7 @@ LAYERS = {
     "kernels": 1, "formats": 1, "tokenizer": 1, "signature": 1,
     "autograd": 2,
     "ops": 3,
-    "nn": 4, "optim": 4, "generate": 4,
+    "nn": 4, "optim": 4, "generate": 4, "graph": 4,
     "models": 5, "lora": 5,
     "training": 6, "data": 6,
     "cli": 7, "serve": 7,

@@ -10,9 +10,10 @@ import minilora as ml
 
 PUBLIC = {
     "AdapterError", "ConfigError", "FormatError", "FrozenWeight", "LoraConfig", "MiniloraError", "ShapeError", "Tensor",
-    "TrainConfig", "adapter_parameters", "adapters_disabled", "add_adapter", "generate", "get_include", "load_adapter",
-    "load_model", "load_tokenizer", "lora_matmul", "nn", "no_grad", "ops", "optim", "save_adapter", "set_adapter",
-    "set_num_threads", "tensor", "train", "training",
+    "TrainConfig", "adapter_parameters", "adapters_disabled", "add_adapter", "generate", "get_include",
+    "grad", "load_adapter", "load_model", "load_tokenizer", "lora_matmul", "nn", "no_grad", "ops", "optim",
+    "save_adapter", "set_adapter", "set_num_threads", "tensor", "testing", "train", "training",
+    "value_and_grad",
 }  # fmt: skip
 
 
@@ -21,6 +22,14 @@ def test_public_names_are_exactly_these():
     assert len(PUBLIC) <= 40
     for name in PUBLIC:
         assert getattr(ml, name) is not None
+
+
+def test_testing_is_imported_only_when_it_is_asked_for():
+    code = (
+        "import sys, minilora as ml; assert 'minilora.testing' not in sys.modules\n"
+        "ml.testing.gradcheck; assert not hasattr(ml, 'other')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_import_needs_nothing_but_numpy_and_the_standard_library():

@@ -1,0 +1,5 @@
+"""What stands around the engine: functional gradients, recomputation, and looking at a graph and its calls."""
+
+from minilora.graph.functional import grad, value_and_grad
+
+__all__ = ["grad", "value_and_grad"]
