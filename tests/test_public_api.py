@@ -10,7 +10,7 @@ import minilora as ml
 
 PUBLIC = {
     "AdapterError", "ConfigError", "FormatError", "FrozenWeight", "LoraConfig", "MiniloraError", "ShapeError", "Tensor",
-    "TrainConfig", "adapter_parameters", "adapters_disabled", "add_adapter", "generate", "get_include",
+    "TrainConfig", "adapter_parameters", "adapters_disabled", "add_adapter", "checkpoint", "generate", "get_include",
     "grad", "load_adapter", "load_model", "load_tokenizer", "lora_matmul", "nn", "no_grad", "ops", "optim",
     "save_adapter", "set_adapter", "set_num_threads", "tensor", "testing", "train", "training",
     "value_and_grad",

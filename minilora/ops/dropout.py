@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minilora.autograd import op
+from minilora.autograd.context import setting
 from minilora.errors import ConfigError
 
 Array = NDArray[Any]
@@ -59,7 +60,8 @@ def dropout(x: Any, p: float, generator: np.random.Generator, *, training: bool 
     _check_probability("dropout", p)
     if not isinstance(generator, np.random.Generator):
         raise ConfigError(
-            f"dropout: generator is {generator!r}, expected a numpy Generator\n  make one with np.random.default_rng(seed)"
+            f"dropout: generator is {generator!r}, expected a numpy Generator\n"
+            "  make one with np.random.default_rng(seed)"
         )
     if not training or p == 0:
         return x
@@ -84,11 +86,8 @@ def note_draw(generator: np.random.Generator) -> None:
 def noting_draws() -> Iterator[States]:
     """Collect the sources of bits that are drawn from inside this block, each with its state before."""
     states: States = {}
-    token = _noting.set((*_noting.get(), states))
-    try:
+    with setting(_noting, (*_noting.get(), states)):
         yield states
-    finally:
-        _noting.reset(token)
 
 
 @contextmanager
