@@ -12,7 +12,7 @@ PUBLIC = {
     "AdapterError", "ConfigError", "FormatError", "FrozenWeight", "LoraConfig", "MiniloraError", "ShapeError", "Tensor",
     "TrainConfig", "adapter_parameters", "adapters_disabled", "add_adapter", "checkpoint", "generate", "get_include",
     "grad", "load_adapter", "load_model", "load_tokenizer", "lora_matmul", "nn", "no_grad", "ops", "optim",
-    "save_adapter", "set_adapter", "set_num_threads", "tensor", "testing", "train", "training",
+    "save_adapter", "set_adapter", "set_num_threads", "tensor", "testing", "trace", "train", "training",
     "value_and_grad",
 }  # fmt: skip
 

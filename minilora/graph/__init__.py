@@ -2,5 +2,6 @@
 
 from minilora.graph.checkpoint import checkpoint
 from minilora.graph.functional import grad, value_and_grad
+from minilora.graph.trace import Row, Trace, trace
 
-__all__ = ["checkpoint", "grad", "value_and_grad"]
+__all__ = ["Row", "Trace", "checkpoint", "grad", "trace", "value_and_grad"]
