@@ -19,8 +19,8 @@ Need = tuple[bool, ...]
 
 def _apart_draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Two operands that broadcast, no element of one equal to any of the other: there the choice has a kink."""
-    shape = tuple(int(n) for n in rng.integers(0, 4, rng.integers(0, 4)))
-    shapes = [tuple(1 if rng.random() < 0.2 else n for n in shape[int(rng.integers(0, 2)) :]) for _ in range(2)]
+    shape = sizes["..."] if "..." in sizes else tuple(int(n) for n in rng.integers(0, 4, rng.integers(0, 4)))
+    shapes = [tuple(1 if rng.random() < 0.2 else n for n in shape[int(rng.random() < 0.3) :]) for _ in range(2)]
     count = [int(np.prod(s)) for s in shapes]
     values = rng.permutation(count[0] + count[1]) - 0.5 * (count[0] + count[1]) + rng.uniform(-0.2, 0.2)
     return {"x": values[: count[0]].reshape(shapes[0]), "y": values[count[0] :].reshape(shapes[1])}
@@ -90,7 +90,7 @@ def _negative_part_vjp(grad: Array, negative: Array, need: Need) -> tuple[Array 
 
 def _clip_draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Elements away from the limits, where clipping has its kinks."""
-    shape = tuple(int(n) for n in rng.integers(0, 5, rng.integers(0, 4)))
+    shape = sizes["*"] if "*" in sizes else tuple(int(n) for n in rng.integers(0, 5, rng.integers(0, 4)))
     x = rng.choice([-1.5, -0.5, 0.5, 1.5], shape) + rng.uniform(-0.4, 0.4, shape)
     low, high = [(-1.0, 1.0), (None, 1.0), (-1.0, None), (0.0, 1), (None, None)][int(rng.integers(5))]
     return {"x": np.asarray(x), "a_min": low, "a_max": high}
