@@ -25,9 +25,10 @@ from minilora.ops.lora import lora_matmul
 from minilora.ops.loss import cross_entropy
 from minilora.ops.norm import rms_norm
 from minilora.ops.pool import avg_pool1d, avg_pool2d, max_pool1d, max_pool2d, upsample_nearest
-from minilora.ops.reduce import logsumexp, max, mean, min, norm, prod, std, sum, var
+from minilora.ops.reduce import logsumexp, max, mean, min, prod, sum
 from minilora.ops.rotary import rotary
 from minilora.ops.shape import broadcast_to, expand_dims, flip, reshape, squeeze, swapaxes, transpose
+from minilora.ops.spread import norm, std, var
 from minilora.ops.timestep import timestep_embedding
 
 __all__ = [

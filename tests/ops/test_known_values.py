@@ -25,31 +25,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-# ---------------------------------------------------------------- sum, mean, shape
-
-
-def test_sum_and_mean_over_axes_are_numpys():
-    x = rng().standard_normal((2, 3, 4))
-    for axis in (None, 0, -1, (0, 2), (1,)):
-        for keepdims in (False, True):
-            np.testing.assert_array_equal(ops.sum(x, axis=axis, keepdims=keepdims), x.sum(axis, keepdims=keepdims))
-            np.testing.assert_allclose(
-                ops.mean(x, axis=axis, keepdims=keepdims), x.mean(axis, keepdims=keepdims), rtol=1e-14, atol=1e-15
-            )
-
-
-def test_the_gradient_of_a_mean_over_some_axes_is_one_over_their_size():
-    x = tensor(np.zeros((2, 3, 4)), requires_grad=True)
-    ops.mean(x, axis=(0, 2)).backward(gradient=[8.0, 16.0, 24.0])
-    np.testing.assert_array_equal(x.grad[0, :, 0], [1, 2, 3])
-    np.testing.assert_array_equal(x.grad, np.broadcast_to(x.grad[:1, :, :1], (2, 3, 4)))
-
-
-def test_a_mean_over_nothing_is_refused_and_over_empty_rows_empty():
-    with pytest.raises(ShapeError, match=r"mean: x has shape \(2, 0\), so over axes \(1,\) there are 0 elements"):
-        ops.mean(np.ones((2, 0)), axis=-1)
-    assert ops.mean(np.ones((0, 3)), axis=-1).shape == (0,)
-    assert ops.mean(np.ones((0, 0)), axis=-1).shape == (0,)
+# ---------------------------------------------------------------- shape
 
 
 def test_reshape_that_does_not_fit_names_both_shapes():

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 
 from minilora import ops
 from minilora.autograd import tensor
-from minilora.errors import ConfigError, ShapeError
+from minilora.errors import ShapeError
 
 AXES = (None, 0, -1, (0, 2), (1,), (-1, -3, 1))
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_no_overflow():
+    with warnings.catch_warnings(), np.errstate(over="raise", divide="raise", invalid="raise"):
+        warnings.simplefilter("error")
+        yield
 
 
 def gradient(f, x, dtype=np.float64):
@@ -43,32 +51,9 @@ def test_reductions_are_numpys(axis, keepdims, dtype):
     )
 
 
-@pytest.mark.parametrize("axis", [None, 0, 1, (0, 1)])
-@pytest.mark.parametrize("order", [1, 2, math.inf])
-def test_norms_are_numpys_of_the_flattened_axes(axis, order):
-    x = np.random.default_rng(1).standard_normal((3, 5))
-    wanted = np.linalg.norm(x, order, axis=axis) if axis in (0, 1) else np.linalg.norm(x.reshape(-1), order)
-    np.testing.assert_allclose(ops.norm(x, order, axis), wanted, rtol=1e-14)
-
-
-@pytest.mark.parametrize("size", [1e-200, 1e200])
-def test_a_norm_of_tiny_or_huge_numbers_is_exact(size):
-    assert ops.norm(np.array([3 * size, 4 * size])) == pytest.approx(5 * size, rel=1e-15)
-    np.testing.assert_allclose(gradient(ops.norm, [3 * size, 4 * size]), [0.6, 0.8], rtol=1e-15)
-
-
-def test_a_norm_at_zero_has_gradient_zero_and_refuses_other_orders():
-    assert ops.norm(np.zeros(3)) == 0
-    for order in (1, 2, math.inf):
-        np.testing.assert_array_equal(gradient(lambda t, order=order: ops.norm(t, order), np.zeros(3)), 0)
-    with pytest.raises(ConfigError, match="norm: ord is 3, expected 1, 2 or inf"):
-        ops.norm(np.ones(2), 3)
-
-
 def test_equal_extremes_share_the_gradient():
     np.testing.assert_array_equal(gradient(ops.max, [1.0, 7.0, 7.0]), [0, 0.5, 0.5])
     np.testing.assert_array_equal(gradient(ops.min, [1.0, 1.0, 1.0, 1.0]), [0.25] * 4)
-    np.testing.assert_array_equal(gradient(lambda t: ops.norm(t, math.inf), [-3.0, 3.0]), [-0.5, 0.5])
 
 
 def test_a_product_has_its_gradients_beside_zeros_too():
@@ -80,14 +65,29 @@ def test_a_product_has_its_gradients_beside_zeros_too():
     )
 
 
-def test_a_variance_far_from_zero_keeps_its_digits():
-    x = 1e8 + np.array([1.0, 2.0, 3.0, 4.0])
-    assert ops.var(x) == 1.25
-    np.testing.assert_array_equal(gradient(ops.var, x), [-0.75, -0.25, 0.25, 0.75])
+def test_the_gradient_of_a_mean_over_some_axes_is_one_over_their_size():
+    x = tensor(np.zeros((2, 3, 4)), requires_grad=True)
+    ops.mean(x, axis=(0, 2)).backward(gradient=[8.0, 16.0, 24.0])
+    np.testing.assert_array_equal(x.grad[0, :, 0], [1, 2, 3])
+    np.testing.assert_array_equal(x.grad, np.broadcast_to(x.grad[:1, :, :1], (2, 3, 4)))
 
 
-def test_a_deviation_of_equal_numbers_is_zero_with_gradient_zero():
-    np.testing.assert_array_equal(gradient(ops.std, [2.0, 2.0, 2.0]), [0, 0, 0])
+def test_what_is_left_of_no_rows_is_empty_and_a_sum_or_product_of_nothing_is_0_or_1():
+    for op in (ops.sum, ops.mean, ops.var, ops.std, ops.max, ops.min, ops.prod, ops.logsumexp, ops.norm):
+        for shape in ((0, 3), (0, 0)):
+            assert op(np.ones(shape), axis=-1).shape == (0,), op.name
+            assert op(np.ones(shape), axis=-1, keepdims=True).shape == (0, 1), op.name
+    np.testing.assert_array_equal(ops.sum(np.ones((2, 0)), axis=1), [0, 0])
+    np.testing.assert_array_equal(ops.prod(np.ones((2, 0)), axis=1), [1, 1])
+    np.testing.assert_array_equal(ops.norm(np.ones((2, 0)), axis=1), [0, 0])
+
+
+def test_no_axes_at_all_reduce_nothing():
+    x = np.array([[1.0, -2.0]])
+    for op in (ops.sum, ops.mean, ops.max, ops.min, ops.prod, ops.logsumexp):
+        np.testing.assert_array_equal(op(x, ()), x)
+    np.testing.assert_array_equal(ops.var(x, ()), [[0, 0]])
+    np.testing.assert_array_equal(ops.norm(x, axis=()), [[1, 2]])
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4, 1e30])
@@ -97,9 +97,27 @@ def test_logsumexp_overflows_nowhere(size):
     np.testing.assert_allclose(gradient(ops.logsumexp, x, np.float32), [1 / 3] * 3, rtol=1e-3)
 
 
-def test_logsumexp_of_minus_infinity_is_minus_infinity():
-    assert ops.logsumexp(np.array([-np.inf, -np.inf])) == -np.inf
-    assert ops.logsumexp(np.array([-np.inf, 1.0])) == 1.0
+def test_logsumexp_of_infinities_is_infinite_with_the_gradient_at_the_largest():
+    inf = np.inf
+    for values, result, slope in [
+        ([-inf, -inf], -inf, [0.5, 0.5]), ([-inf, 1.0], 1.0, [0, 1]), ([inf, 1000.0], inf, [1, 0]),
+        ([inf, inf], inf, [0.5, 0.5]),
+    ]:  # fmt: skip
+        assert ops.logsumexp(np.array(values)) == result
+        assert gradient(ops.logsumexp, values).tolist() == slope
+
+
+def test_logsumexp_of_small_differences_is_that_of_exact_sums():
+    x = np.array([0.1, -0.7, 2.0, 0.3])
+    exact = math.log(math.fsum(math.exp(v) for v in x))
+    assert ops.logsumexp(x) == pytest.approx(exact, rel=1e-15)
+    np.testing.assert_allclose(gradient(ops.logsumexp, x), [math.exp(v - exact) for v in x], rtol=1e-14)
+
+
+def test_nan_is_not_swallowed():
+    x = np.array([[1.0, np.nan], [1.0, 2.0]])
+    for op in (ops.sum, ops.mean, ops.var, ops.std, ops.max, ops.min, ops.prod, ops.logsumexp, ops.norm):
+        assert np.isnan(op(x, axis=1)).tolist() == [True, False], op.name
 
 
 @pytest.mark.parametrize(
@@ -111,8 +129,7 @@ def test_logsumexp_of_minus_infinity_is_minus_infinity():
         (lambda: ops.max(np.ones((2, 0)), 1), r"max: x has shape \(2, 0\), so over axes \(1,\) there are 0 elements"),
         (lambda: ops.min(np.ones(0)), r"min: x has shape \(0,\), so over axes \(0,\) there are 0 elements, expected 1"),
         (lambda: ops.logsumexp(np.ones((3, 0)), -1), r"logsumexp: .* there are 0 elements, expected 1 or more"),
-        (lambda: ops.var(np.ones((3, 1)), 1, ddof=1), r"var: .* there are 1 elements, expected 2 or more"),
-        (lambda: ops.std(np.ones(1), ddof=1), r"std: .* there are 1 elements, expected 2 or more"),
+        (lambda: ops.prod(np.ones(2), 1.0), r"prod: x has shape \(2,\), which has no axis 1.0"),
     ],
 )
 def test_an_axis_that_is_not_there_or_too_short_is_refused(call, message):
@@ -123,5 +140,3 @@ def test_an_axis_that_is_not_there_or_too_short_is_refused(call, message):
 def test_numbers_without_axes_are_reduced_to_themselves():
     for op in (ops.sum, ops.mean, ops.max, ops.min, ops.prod, ops.logsumexp):
         assert op(np.array(3.0)) == 3.0
-    assert ops.norm(np.array(-3.0)) == 3.0
-    assert ops.var(np.array(3.0)) == 0.0
