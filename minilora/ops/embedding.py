@@ -19,6 +19,9 @@ Array = NDArray[Any]
     "ids:int[*], weight:weight[V, D] -> y[*, D]",
     domain={"ids": Index("V")},
     source="a product with one-hot rows: y = onehot(ids) @ weight",
+    formula="y[i] = weight[ids[i]]",
+    saves="ids",
+    flops=lambda s: 0,
 )
 def embedding(ids: NDArray[np.integer[Any]], weight: Array | FrozenWeight) -> tuple[Array, Any]:
     """Return the rows of ``weight`` that ``ids`` name.

@@ -15,7 +15,13 @@ from minilora.kernels.frozen import FrozenWeight
 Array = NDArray[Any]
 
 
-@op("x[*, K], W:weight[K, N], bias?[N] -> y[*, N]", source="y = x W + b")
+@op(
+    "x[*, K], W:weight[K, N], bias?[N] -> y[*, N]",
+    source="product rule",
+    formula="y = x W + bias",
+    saves="x, W",
+    flops=lambda s: 2 * math.prod(s["*"]) * s["K"] * s["N"],
+)
 def linear(
     x: Array, W: Array | FrozenWeight, bias: Array | None = None, *, need: tuple[bool, ...]
 ) -> tuple[Array, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ Array = NDArray[Any]
     "x[*, K], W:weight[K, N], A[K, R], B[R, N], bias?[N] -> y[*, N]",
     params={"scale": (1.0, 0.5, 2.0)},
     source="Hu et al. 2021, arXiv:2106.09685, eq. 3",
+    formula="y = x W + bias + scale (x A) B",
+    saves="x, W, A, B, x A",
+    flops=lambda s: 2 * math.prod(s["*"]) * (s["K"] * s["N"] + s["R"] * (s["K"] + s["N"])),
 )
 def lora_matmul(
     x: Array,
