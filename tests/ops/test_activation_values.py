@@ -11,6 +11,7 @@ import pytest
 from minilora import ops
 from minilora.autograd import tensor
 from minilora.errors import ConfigError
+from minilora.ops.erf import erfc_of
 
 ACTIVATIONS = [
     ops.sigmoid, ops.tanh, ops.relu, ops.leaky_relu, ops.silu, ops.erf, ops.gelu, ops.softplus,
@@ -64,6 +65,12 @@ def test_erf_over_its_whole_range_in_both_precisions():
     single = x.astype(np.float32)
     exact = np.array([math.erf(v) for v in single.astype(np.float64)])
     np.testing.assert_allclose(ops.erf(single), exact, rtol=1.2e-7, atol=1e-45)
+
+
+def test_erfc_keeps_its_digits_over_its_whole_range():
+    x = np.concatenate([np.linspace(-7, 26, 4001), [-1e300, -np.inf, 0.46875, -0.46875, 4.0, -4.0]])
+    np.testing.assert_allclose(erfc_of(x), [math.erfc(v) for v in x], rtol=2e-15, atol=0)
+    assert erfc_of(np.array([27.5, 1e300, np.inf])).tolist() == [0, 0, 0]
 
 
 def test_erf_ends_at_one():
