@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 from minilora import generate, nn, ops, optim, training
 from minilora.autograd import Tensor, no_grad, tensor
 from minilora.errors import AdapterError, ConfigError, FormatError, MiniloraError, ShapeError
-from minilora.graph import checkpoint, grad, trace, value_and_grad
+from minilora.graph import checkpoint, draw, grad, trace, value_and_grad
 from minilora.kernels import FrozenWeight, get_include, set_num_threads
 from minilora.lora import (
     LoraConfig,
@@ -42,6 +42,7 @@ __all__ = [
     "adapters_disabled",
     "add_adapter",
     "checkpoint",
+    "draw",
     "generate",
     "get_include",
     "grad",
