@@ -17,6 +17,7 @@ VERBS = {
     "generate": "let a model write",
     "eval": "loss and perplexity on held-out examples",
     "info": "what this installation can do",
+    "ops": "every differentiable operator",
 }
 FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
 
