@@ -124,6 +124,7 @@ def _mean_vjp(grad: Array, saved: Any, need: Need, *, axis: Axis, keepdims: bool
     source="the derivative of the element that was chosen",
     formula="y = max x",
     saves="where x is largest",
+    flops=lambda s: int(np.prod(s["x"])),
 )
 def max(x: Array, axis: Axis = None, keepdims: bool = False) -> tuple[Array, Any]:
     """Take the largest element over the given axes, or over all, as np.max does.
@@ -140,6 +141,7 @@ def max(x: Array, axis: Axis = None, keepdims: bool = False) -> tuple[Array, Any
     source="the derivative of the element that was chosen",
     formula="y = min x",
     saves="where x is smallest",
+    flops=lambda s: int(np.prod(s["x"])),
 )
 def min(x: Array, axis: Axis = None, keepdims: bool = False) -> tuple[Array, Any]:
     """Take the smallest element over the given axes, or over all, as np.min does.

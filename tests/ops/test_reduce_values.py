@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minilora import ops
-from minilora.autograd import tensor
+from minilora.autograd import REGISTRY, tensor
 from minilora.errors import ShapeError
 
 AXES = (None, 0, -1, (0, 2), (1,), (-1, -3, 1))
@@ -140,3 +140,8 @@ def test_an_axis_that_is_not_there_or_too_short_is_refused(call, message):
 def test_numbers_without_axes_are_reduced_to_themselves():
     for op in (ops.sum, ops.mean, ops.max, ops.min, ops.prod, ops.logsumexp):
         assert op(np.array(3.0)) == 3.0
+
+
+def test_the_records_count_a_few_operations_an_element():
+    for name, each in [("sum", 1), ("mean", 1), ("max", 1), ("min", 1), ("prod", 1), ("logsumexp", 3)]:
+        assert REGISTRY[name].flops({"*": (2, 3), "x": (2, 3)}) == 6 * each, name

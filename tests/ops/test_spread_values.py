@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minilora import ops
-from minilora.autograd import tensor
+from minilora.autograd import REGISTRY, tensor
 from minilora.errors import ConfigError, ShapeError
 
 
@@ -135,3 +135,8 @@ def test_a_norm_of_infinity_is_infinite(order):
 def test_a_number_without_axes_has_its_size_for_a_norm_and_no_variance():
     assert ops.norm(np.array(-3.0)) == 3.0
     assert ops.var(np.array(3.0)) == ops.std(np.array(3.0)) == 0.0
+
+
+def test_the_records_count_a_few_operations_an_element():
+    counts = {name: REGISTRY[name].flops({"*": (2, 3), "x": (2, 3)}) for name in ("var", "std", "norm")}
+    assert counts == {"var": 24, "std": 24, "norm": 12}
