@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minilora.testing.slopes import Direction, Function, Neighbourhood, Slope, jittered
+from minilora.testing.moves import Direction, Function, directions, jittered
+from minilora.testing.slopes import Neighbourhood, Slope
 from minilora.testing.tolerance import DOUBLE, JITTER, Precision
 
 Array = NDArray[Any]
-ELEMENTS = 1000  # an operand with at most so many elements is checked element by element
-BLOCKS = 32  # a larger one along directions, each through one of so many parts of it
 SECOND_OPINION = (0.83, 0.61, 0.37)  # of the step that found a gradient wrong: no multiples of it or of each other
 GRADIENT_JITTER = 64  # eps by which all that a gradient is computed from is moved, to see its rounding
 
@@ -133,25 +132,45 @@ class Comparison:
     def _sight(self, direction: Direction) -> Sight | None:
         """Both slopes, and for which cotangents the claimed one is right or wrong; neither where it is not clear."""
         got, own, inner, noise = self._projected(direction)
-        slope = self.near.slope(direction)
+        slope = self.near.slope(direction, own)
         if slope is None:
             return None
         size, off = np.maximum(slope.terms, own), np.abs(slope.value - got)
         bound = self.rtol * size + noise + slope.error + self.atol
         if slope.moved:
             credible = slope.error <= self.near.precision.limit * np.maximum(size, inner) + self.atol
-            right, wrong = credible & (off <= bound), credible & (off > bound)
+            # Where f is even around the point, nothing is left of the slopes on both sides but 0.
+            even = (
+                (own <= noise + self.atol)
+                & (off <= slope.error)
+                & (slope.error <= self.near.precision.limit * slope.sides)
+            )
+            right, wrong = even | (credible & (off <= bound)), credible & (off > bound)
         else:  # the slope is 0, or hides behind the rounding of a function that stands still
             right, wrong = own <= noise + self.atol, own > slope.error + noise + self.atol
         return Sight(slope, got, size, noise, bound, off, right, wrong)
 
     def _confirmed(self, direction: Direction, seen: Sight) -> Array:
-        """Where the complex step, within the error of the difference, gives the claimed slope, and not just 0."""
+        """Where a sharper look gives the claimed slope after all: longer numbers, or the complex step.
+
+        Both may be blind in their way: f may round to float64 inside, or lose the imaginary part. So they can
+        confirm, within the error of the difference and if the slope is not just 0, but not refute.
+        """
+        own = self.rtol * seen.size + seen.noise + self.atol
+        fits = np.zeros(seen.got.shape, bool)
         exact = self.near.complex_slope(direction)
-        if exact is None:
-            return np.zeros(seen.got.shape, bool)
-        fits = np.abs(exact - seen.got) <= self.rtol * seen.size + seen.noise + self.atol
-        return fits & (exact != 0) & (np.abs(exact - seen.slope.value) <= seen.slope.error)
+        if exact is not None:
+            fits |= (
+                (np.abs(exact - seen.got) <= own)
+                & (exact != 0)
+                & (np.abs(exact - seen.slope.value) <= seen.slope.error)
+            )
+        longer = self.near.extended
+        slope = None if longer is None or fits.all() else longer.slope(direction, seen.size)
+        if slope is not None:
+            credible = (slope.error <= self.near.precision.limit * seen.size) & (slope.value != 0)
+            fits |= credible & (np.abs(slope.value - seen.got) <= own + slope.error)
+        return fits
 
     def _overruled(self, direction: Direction, seen: Sight, k: int) -> str:
         """A verdict on what one step found wrong, from all steps: coarse rounding can make one agree with its half.
@@ -163,26 +182,32 @@ class Comparison:
             return "inconclusive"
         own = seen.bound[k] - first.error[k]
         nearby = [share * first.step for share in SECOND_OPINION]
-        others = list(self.near.estimates(direction, nearby))
-        lucky = first.moved and sum(o.step in nearby and o.share <= limit for o in others) < len(nearby) - 1
+        others = list(self.near.estimates(direction, seen.size, nearby))
+        lucky = first.moved and sum(o.step in nearby and o.share(seen.size) <= limit for o in others) < len(nearby) - 1
         votes = [
             abs(other.value[k] - seen.got[k]) <= own + other.error[k]
             for other in others
-            if other.moved and (other.share <= limit if first.moved else not other.kinked(k))
+            if other.moved and (other.share(seen.size) <= limit if first.moved else not other.kinked(k))
         ]
         if first.moved and sum(votes) > max(1, len(votes) / 2):
             return "right"
         return "inconclusive" if lucky or any(votes) else "wrong"
 
     def _kinked(self, direction: Direction, slope: Slope, k: int) -> bool:
-        """True if the slope jumps by the same amount for this step and for much smaller ones, which noise does not."""
+        """True if the slope jumps by the same amount for this step and for the smallest ones that rounding leaves.
+
+        Noise does not, nor a bend that is only sharp beside this step, as logsumexp has for large differences.
+        """
+        if not slope.kinked(k) or not slope.jump[k]:
+            return False
+        smallest = min(0.1, max(1e-12, 50 * float(slope.rounding[k] / abs(slope.jump[k]))))
         jumps = [slope.jump[k]]
-        for step in (slope.step / 8, slope.step / 64):
-            smaller = self.near.estimate(direction, step)
-            if not slope.kinked(k) or smaller is None or not smaller.kinked(k):
+        for share in (smallest**0.5, smallest):
+            smaller = self.near.estimate(direction, share * slope.step)
+            if smaller is None or not smaller.kinked(k):
                 return False
             jumps.append(smaller.jump[k])
-        return max(jumps) - min(jumps) <= 0.1 * max(map(abs, jumps))
+        return bool(max(jumps) - min(jumps) <= 0.1 * max(map(abs, jumps)))
 
     def _projected(self, direction: Direction) -> tuple[Array, Array, Array, Array]:
         """The claimed slope, the absolute sum of its parts, the size of their terms, and their noise."""
@@ -220,43 +245,6 @@ class Comparison:
                 f"{slope.rounding[k]:.1e}; believed up to {precision.limit:.0e} of the terms' sum {seen.size[k]:.1e}"
             )
         return "\n".join(lines)
-
-
-def directions(
-    x: Array, index: int, rng: np.random.Generator, elements: int = ELEMENTS, blocks: int = BLOCKS
-) -> Iterator[Direction]:
-    """Each element of operand ``index`` by itself; of a large one, random movements of parts and of the whole."""
-    largest = float(np.abs(x).max(initial=0.0))
-    if x.size <= elements:
-        for at in np.ndindex(x.shape):
-            one = np.zeros(x.shape)
-            one[at] = 1.0
-            yield Direction(f"at {list(at)}", {index: one}, (abs(float(x[at])), largest, 1.0))
-        return
-    for kind in ("relative", "absolute"):
-        order = rng.permutation(x.size)
-        for part, count in [*((p, blocks) for p in np.array_split(order, blocks)), (order, 1)]:
-            v = np.zeros(x.size)
-            v[part] = rng.choice([-1.0, 1.0], len(part)) * rng.uniform(0.5, 1, len(part))
-            move = v.reshape(x.shape)
-            label = f"along a random direction ({kind}, through {'all' if count == 1 else f'1/{count} of'} elements)"
-            if kind == "relative":
-                move = move * np.where(x == 0, largest or 1.0, np.abs(x))
-                yield Direction(label, {index: move}, (1.0, 1 / (largest or 1.0)))
-            else:
-                yield Direction(label, {index: move}, (largest, 1.0))
-
-
-def together(arrays: Sequence[Any], positions: Sequence[int], rng: np.random.Generator) -> Iterator[Direction]:
-    """All operands at once: <cotangent, J v> forward is <vjp(cotangent), v> backward."""
-    moves, scales = {}, [1.0]
-    for i in positions:
-        x = np.asarray(arrays[i])
-        largest = float(np.abs(x).max(initial=0.0)) or 1.0
-        scales.append(1 / largest)
-        moves[i] = np.where(x == 0, largest, np.abs(x)) * rng.uniform(0.5, 1, x.shape) * rng.choice([-1, 1], x.shape)
-    if any(v.size for v in moves.values()):
-        yield Direction("along a random direction through all inputs", moves, tuple(scales))
 
 
 def assert_gradient(

@@ -18,6 +18,7 @@ Array = NDArray[Any]
 FILLS = ("random", "zeros", "equal", "ends")  # what a drawn real operand holds
 WIDE = (-12.0, 6.0)  # decades of magnitude, for laws that judge relative to what they look at
 MODERATE = (-3.0, 3.0)  # and for those that compute in float32
+MIXED = 0.1  # share of such operands whose elements each have a magnitude of their own
 _MARGIN = 0.01  # relative distance kept from kinks, ends and equal elements, so that differences stay on one side
 
 
@@ -222,7 +223,7 @@ def _magnitude(rng: np.random.Generator, shape: tuple[int, ...], decades: tuple[
     """One magnitude for a whole operand, or now and then one for each element."""
     if decades is None:
         return 1.0
-    return 10.0 ** rng.uniform(*decades, shape if rng.random() < 0.25 else None)
+    return 10.0 ** rng.uniform(*decades, shape if rng.random() < MIXED else None)
 
 
 def _settled(values: Array, interval: Interval, magnitude: float, rng: np.random.Generator) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minilora.testing.slopes import Function, flat
+from minilora.testing.moves import Function, flat
 from minilora.testing.tolerance import DOUBLE, SINGLE, Precision
 
 

@@ -8,28 +8,19 @@ to the element that is moved, to the array's largest element, to one, and every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minilora.testing.tolerance import DOUBLE, JITTER, Precision
+from minilora.testing.moves import PROBES, Direction, Function, flat, jittered, ladder, read_only
+from minilora.testing.tolerance import DOUBLE, EXTENDED, JITTER, Precision
 
 Array = NDArray[Any]
-Function = Callable[..., Sequence[Array]]  # arrays -> outputs
-PROBES = 3  # random movements of the operands, of which the largest effect counts
 TINY_STEP = 1e-50  # of the complex step, which subtracts nothing and so cannot be too small
-
-
-@dataclass(frozen=True)
-class Direction:
-    """Where to move: for some operands, by their position, the movement v; and in what sizes of it f may vary."""
-
-    label: str
-    moves: Mapping[int, Array]
-    scales: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +30,7 @@ class Slope:
     height  the absolute sum of cotangent times output, over the outputs that moved
     moved   False if no value of f differs from that at the point by a single bit
     jump    the slope ahead less the slope behind
+    sides   the absolute sum of the terms of either, the larger
     """
 
     value: Array
@@ -50,6 +42,7 @@ class Slope:
     step: float
     moved: bool
     jump: Array
+    sides: Array
 
     def kinked(self, k: int) -> bool:
         """True if most of the error is that the slope is another on the other side."""
@@ -59,10 +52,10 @@ class Slope:
     def error(self) -> Array:
         return self.truncation + self.asymmetry + self.rounding
 
-    @property
-    def share(self) -> float:
-        """The largest error relative to the terms; infinite where there are none."""
-        return max((e / t if t else np.inf for e, t in zip(self.error, self.terms, strict=True) if e), default=0.0)
+    def share(self, size: Array) -> float:
+        """The largest error relative to the terms or, where it is larger, to ``size``; infinite where both are 0."""
+        of = np.maximum(self.terms, size)
+        return max((e / t if t else np.inf for e, t in zip(self.error, of, strict=True) if e), default=0.0)
 
 
 class Neighbourhood:
@@ -77,16 +70,17 @@ class Neighbourhood:
         rng: np.random.Generator, precision: Precision = DOUBLE,
     ) -> None:  # fmt: skip
         self.function, self.arrays, self.precision = function, arrays, precision
+        self._cotangents, self._rng = cotangents, rng
         self.base = flat(function(*arrays))
         self.weights = np.stack([flat(g) for g in cotangents])
         self.noise = 4 * precision.eps * np.abs(self.base)
-        self.noise += self._jitter(rng)
+        self.noise += self._jitter()
 
-    def _jitter(self, rng: np.random.Generator) -> Array:
+    def _jitter(self) -> Array:
         """How far each output moves when every operand moves by JITTER eps: no less than rounding does."""
         largest = np.zeros_like(self.base)
         for _ in range(PROBES):
-            there = self._value([jittered(a, JITTER * self.precision.eps, rng) for a in self.arrays])
+            there = self._value([jittered(a, JITTER * self.precision.eps, self._rng) for a in self.arrays])
             if there is not None:
                 np.maximum(largest, np.abs(there - self.base), out=largest)
         return largest
@@ -133,27 +127,32 @@ class Neighbourhood:
         truncation, asymmetry, rounding, terms = errors @ np.abs(self.weights).T
         value = self.weights @ ((4 * fine - wide) / 3)
         jump = self.weights @ (ahead + behind - 2 * self.base) / step
+        sides = np.abs(np.stack([ahead - self.base, behind - self.base])) @ np.abs(self.weights).T / step
         moved = (samples != self.base).any(axis=0)
         height = np.abs(self.weights) @ np.where(moved, np.abs(self.base), 0)
-        return Slope(value, truncation, asymmetry, rounding, terms, height, step, bool(moved.any()), jump)
+        return Slope(
+            value, truncation, asymmetry, rounding, terms, height, step, bool(moved.any()), jump, sides.max(axis=0)
+        )
 
-    def slope(self, direction: Direction) -> Slope | None:
+    def slope(self, direction: Direction, size: Array) -> Slope | None:
         """The first estimate that is good to ``rtol``, or the best there is; None where f is not defined around x.
+
+        size  (K,) the sum of absolute terms that are known besides those of f
 
         Where f does not move by a bit for a small step, the slope is either 0 or too small to see,
         so larger steps are preferred, if they can be certified.
         """
         best = still = None
-        for found in self.estimates(direction):
+        for found in self.estimates(direction, size):
             if not found.moved:
                 still = found if still is None or found.step > still.step else still
-            elif found.share <= self.precision.rtol:
+            elif found.share(size) <= self.precision.rtol:
                 return found
-            elif best is None or found.share < best.share:
+            elif best is None or found.share(size) < best.share(size):
                 best = found
-        return still if still is not None and (best is None or best.share > self.precision.limit) else best
+        return still if still is not None and (best is None or best.share(size) > self.precision.limit) else best
 
-    def estimates(self, direction: Direction, also: Sequence[float] = ()) -> Iterator[Slope]:
+    def estimates(self, direction: Direction, size: Array, also: Sequence[float] = ()) -> Iterator[Slope]:
         """Estimates by one step after the other, the likely ones first; none where f is not defined.
 
         also  further steps to try at the end
@@ -170,7 +169,7 @@ class Neighbourhood:
             found = self.estimate(direction, step, reach)
             if found is None:
                 continue
-            if found.share > self.precision.rtol and reach is None:
+            if found.share(size) > self.precision.rtol and reach is None:
                 reach = self._reach(direction)
                 found = self.estimate(direction, step, reach) or found
             moved, still = moved or found.moved, still if found.moved else max(still, step)
@@ -186,6 +185,21 @@ class Neighbourhood:
         except (ArithmeticError, ValueError, IndexError):
             return np.ones(self.base.shape, bool)
         return np.isnan(there) if there.shape == self.base.shape else np.ones(self.base.shape, bool)
+
+    @functools.cached_property
+    def extended(self) -> Neighbourhood | None:
+        """The same in longer numbers, where this machine and the function have them; else None."""
+        if self.precision is not DOUBLE or EXTENDED is None:
+            return None
+        arrays = [
+            a.astype(np.longdouble) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in self.arrays
+        ]
+        try:
+            if all(np.asarray(out).dtype == np.longdouble for out in self.function(*arrays)):
+                return Neighbourhood(self.function, arrays, self._cotangents, self._rng, EXTENDED)
+        except Exception:  # whatever a function does that was never meant for other numbers
+            pass
+        return None
 
     def complex_slope(self, direction: Direction) -> Array | None:
         """The slope by the complex step (Squire & Trapp 1998), exact where f is analytic; None where f refuses.
@@ -203,61 +217,3 @@ class Neighbourhood:
         if there.dtype.kind != "c" or there.shape != self.base.shape or not np.isfinite(there).all():
             return None
         return np.asarray(self.weights @ (there.imag / TINY_STEP))
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """Steps to try; the first ``first`` of them are the likely ones."""
-
-    all: tuple[float, ...]
-    first: int
-
-
-def ladder(scales: Sequence[float], step: float) -> Ladder:
-    """``step`` of each scale, then every power of ten from well above the largest to below the smallest."""
-    likely: list[float] = []
-    for scale in (*scales, 1.0) if not any(scales) else scales:
-        if scale > 0 and all(not 0.1 < scale * step / s < 10 for s in likely):
-            likely.append(scale * step)
-    top, bottom = 1000 * max(likely), min(likely) / 100
-    decades = top / 10.0 ** np.arange(np.ceil(np.log10(top / bottom)) + 1)
-    rest = (float(d) for d in decades if all(abs(d / s - 1) > 0.5 for s in likely))
-    return Ladder((*likely, *rest), len(likely))
-
-
-def movement(
-    function: Function, arrays: Sequence[Any], rng: np.random.Generator, step: float = 1e-6, probes: int = PROBES
-) -> Iterator[list[Array]]:
-    """Yield how far each result moves per relative movement of every element of a real operand.
-
-    Each real operand is moved by itself, by random amounts of either sign. Terms that cancel in the
-    result do not cancel in its movement, so this is the size to which rounding is relative.
-    """
-    base = function(*arrays)
-    for i, x in enumerate(arrays):
-        if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or not x.size:
-            continue
-        for _ in range(probes):
-            there = function(*arrays[:i], jittered(x, step, rng), *arrays[i + 1 :])
-            yield [np.abs(np.asarray(t) - b) / step for t, b in zip(there, base, strict=True)]
-
-
-def jittered(array: Any, by: float, rng: np.random.Generator) -> Any:
-    """A real array with every element moved by a relative ``by`` or down to half as much, either way."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-        return array
-    moved = array * (1 + by * rng.uniform(0.5, 1, array.shape) * rng.choice([-1.0, 1.0], array.shape))
-    return read_only(np.asarray(moved, array.dtype))
-
-
-def flat(arrays: Sequence[Array]) -> Array:
-    """All elements of all arrays, in float64."""
-    if len(arrays) == 1:
-        return np.asarray(arrays[0], np.float64).reshape(-1)
-    return np.concatenate([np.ravel(a) for a in arrays]).astype(np.float64) if arrays else np.zeros(0)
-
-
-def read_only(array: Any) -> Array:
-    array = np.asarray(array)
-    array.flags.writeable = False
-    return array

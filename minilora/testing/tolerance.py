@@ -6,7 +6,7 @@ and Stability of Numerical Algorithms, eq. 3.5). Sums inside sums add their n. N
 operator sums over more than all its axes one after the other, so n is at most the sizes of its axes
 added up; a constant stands for the pointwise steps between, each right to a few u (exp, tanh,
 sqrt, a division). So a result is that of operands moved by a relative n·u or less, and where moving
-them by a relative 1 moves the result by ``size`` (to first order; ``slopes.movement`` measures
+them by a relative 1 moves the result by ``size`` (to first order; ``moves.movement`` measures
 it), it is off by n·u·size. Two computations are compared, so the bound is n · eps · size.
 
 Differences. With step h, the central difference (f(x+h) - f(x-h)) / 2h is off by h² f'''/6, and the one of
@@ -27,7 +27,7 @@ Beyond that nothing is claimed.
 The terms. A slope is a sum over outputs, and each of its summands may be one of terms that cancel inside f.
 Rounding is relative to the terms, not to their sum; so is every tolerance here, never to 1. The
 terms that are summed outside are known. Those inside are measured: they are how far the gradient under test
-moves when what it is computed from moves by a relative 1 (``slopes.movement`` again, element by element).
+moves when what it is computed from moves by a relative 1 (``moves.movement`` again, element by element).
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Precision:
 
 DOUBLE = Precision("float64", float(np.finfo(np.float64).eps))
 SINGLE = Precision("float32", float(np.finfo(np.float32).eps))
+_longest = float(np.finfo(np.longdouble).eps)
+EXTENDED = Precision("longdouble", _longest) if _longest < DOUBLE.eps / 100 else None  # not every machine has it
 
 
 def roundings(shapes: Iterable[tuple[int, ...]]) -> int:
@@ -78,4 +80,4 @@ def roundings(shapes: Iterable[tuple[int, ...]]) -> int:
 def rounding_bound(count: int, size: float, dtype: DTypeLike) -> float:
     """How far two results of ``count`` roundings may differ, if they move by ``size`` with their operands."""
     limits: Any = np.finfo(dtype)
-    return count * float(limits.eps * size + limits.tiny)
+    return count * (float(limits.eps) * size + float(limits.tiny))

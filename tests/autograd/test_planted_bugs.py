@@ -285,17 +285,17 @@ def test_a_kernel_that_is_one_percent_off_is_rejected_and_the_reference_as_kerne
 
 
 def test_a_kink_is_avoided_where_the_domain_names_it_and_found_where_not(define):
-    def positive_part(x):
+    def rectified(x):
         return np.maximum(x, 0), x
 
     for kinks in ((0.0,), ()):
-        record = define("x[*] -> y[*]", source="test", domain={"x": Interval(-1, 1, kinks)})(positive_part)
+        record = define("x[*] -> y[*]", source="test", domain={"x": Interval(-1, 1, kinks)})(rectified)
         record.defvjp(lambda grad, x, need: (grad * (x > 0),))
-        REGISTRY.pop("positive_part")
+        REGISTRY.pop("rectified")
         if kinks:
             opcheck.check(opcheck.gradient_law, record, FAST)
         else:
-            with pytest.raises(AssertionError, match=r"positive_part: gradient for x has a kink .* does not name"):
+            with pytest.raises(AssertionError, match=r"rectified: gradient for x has a kink .* does not name"):
                 opcheck.check(opcheck.gradient_law, record, settings(FAST, max_examples=200))
 
 

@@ -11,12 +11,20 @@ def pytest_terminal_summary(terminalreporter):
     reports = [r for r in terminalreporter.getreports("passed") if "::test_operator_obeys_law[" in r.nodeid]
     if not reports:
         return
-    cases = [r.nodeid.partition("[")[2].rstrip("]").partition("-") for r in reports]
-    calls, slopes = (sum(dict(r.user_properties)[name] for r in reports) for name in ("calls", "slopes"))
+    cases = [(*r.nodeid.partition("[")[2].rstrip("]").partition("-")[::2], dict(r.user_properties)) for r in reports]
+    calls, slopes = (sum(seen[name] for _, _, seen in cases) for name in ("calls", "slopes"))
     terminalreporter.write_line(
-        f"operator laws: {len({op for op, _, _ in cases})} operators, {len({law for _, _, law in cases})} laws, "
-        f"{len(cases)} pairs; {calls} drawn calls, {slopes} slopes compared with finite differences"
+        f"operator laws: {len({op for op, _, _ in cases})} operators, {len({law for _, law, _ in cases})} laws, "
+        f"{len(cases)} pairs; {calls} examples, {slopes} slopes compared with finite differences"
     )
+    of_gradients = {op: seen for op, law, seen in cases if law == "gradient_law"}
+    if of_gradients:
+        shares = sorted(((seen["doubtful"] / seen["calls"], op) for op, seen in of_gradients.items()), reverse=True)
+        total, drawn = (sum(seen[name] for seen in of_gradients.values()) for name in ("doubtful", "calls"))
+        worst = ", ".join(f"{op} {share:.1%}" for share, op in shares[:5] if share)
+        terminalreporter.write_line(
+            f"gradient law: {total} of {drawn} examples had a slope that could not be judged; most: {worst or 'none'}"
+        )
 
 
 @pytest.fixture(autouse=True)
