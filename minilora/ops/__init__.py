@@ -23,22 +23,27 @@ from minilora.ops.linalg import einsum, matmul, outer
 from minilora.ops.linear import linear
 from minilora.ops.lora import lora_matmul
 from minilora.ops.loss import cross_entropy
-from minilora.ops.norm import rms_norm
+from minilora.ops.norm import group_norm, layer_norm, rms_norm
+from minilora.ops.pointwise_loss import binary_cross_entropy_with_logits, huber_loss, kl_div, mse_loss
 from minilora.ops.pool import avg_pool1d, avg_pool2d, max_pool1d, max_pool2d, upsample_nearest
 from minilora.ops.reduce import logsumexp, max, mean, min, prod, sum
 from minilora.ops.rotary import rotary
 from minilora.ops.shape import broadcast_to, expand_dims, flip, reshape, squeeze, swapaxes, transpose
+from minilora.ops.similarity import cosine_similarity, info_nce
+from minilora.ops.softmax import log_softmax, softmax
 from minilora.ops.spread import norm, std, var
 from minilora.ops.timestep import timestep_embedding
 
 __all__ = [
-    "abs", "add", "attention", "avg_pool1d", "avg_pool2d", "broadcast_to", "clip", "concat", "conv1d", "conv2d",
-    "cross_entropy", "div", "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "flip", "gather", "gelu",
-    "index", "leaky_relu", "linear", "log", "logsumexp", "lora_matmul", "masked_dropout", "matmul", "max", "max_pool1d",
-    "max_pool2d", "maximum", "mean", "min", "minimum", "mul", "neg", "negative_part", "norm", "outer", "pad",
-    "positive_part", "power", "prod", "relu", "repeat", "reshape", "rms_norm", "roll", "rotary", "rsqrt", "scatter_add",
-    "sigmoid", "silu", "softplus", "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swiglu",
-    "take", "tanh", "timestep_embedding", "transpose", "unstack", "upsample_nearest", "var", "where",
+    "abs", "add", "attention", "avg_pool1d", "avg_pool2d", "binary_cross_entropy_with_logits", "broadcast_to", "clip",
+    "concat", "conv1d", "conv2d", "cosine_similarity", "cross_entropy", "div", "dropout", "einsum", "embedding", "erf",
+    "exp", "expand_dims", "flip", "gather", "gelu", "group_norm", "huber_loss", "index", "info_nce", "kl_div",
+    "layer_norm", "leaky_relu", "linear", "log", "log_softmax", "logsumexp", "lora_matmul", "masked_dropout", "matmul",
+    "max", "max_pool1d", "max_pool2d", "maximum", "mean", "min", "minimum", "mse_loss", "mul", "neg", "negative_part",
+    "norm", "outer", "pad", "positive_part", "power", "prod", "relu", "repeat", "reshape", "rms_norm", "roll", "rotary",
+    "rsqrt", "scatter_add", "sigmoid", "silu", "softmax", "softplus", "split", "sqrt", "squeeze", "stack", "std", "sub",
+    "sum", "swapaxes", "swiglu", "take", "tanh", "timestep_embedding", "transpose", "unstack", "upsample_nearest",
+    "var", "where",
 ]  # fmt: skip
 
 
