@@ -18,12 +18,13 @@ from minilora.ops.elementwise import abs, add, div, exp, log, mul, neg, power, r
 from minilora.ops.embedding import embedding
 from minilora.ops.erf import erf
 from minilora.ops.indexing import gather, index, scatter_add, take
-from minilora.ops.joining import concat, pad, repeat, roll, split, stack, unstack
+from minilora.ops.joining import concat, split, stack, unstack
 from minilora.ops.linalg import einsum, matmul, outer
 from minilora.ops.linear import linear
 from minilora.ops.lora import lora_matmul
 from minilora.ops.loss import cross_entropy
 from minilora.ops.norm import group_norm, layer_norm, rms_norm
+from minilora.ops.padding import pad, repeat, roll
 from minilora.ops.pointwise_loss import binary_cross_entropy_with_logits, huber_loss, kl_div, mse_loss
 from minilora.ops.pool import avg_pool1d, avg_pool2d, max_pool1d, max_pool2d, upsample_nearest
 from minilora.ops.reduce import logsumexp, max, mean, min, prod, sum

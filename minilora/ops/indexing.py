@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from minilora.autograd import Tensor, op
 from minilora.errors import ShapeError
-from minilora.ops.joining import add_along
+from minilora.ops.padding import add_along
 from minilora.ops.shape import any_axis, any_shape, fitting
 
 Array = NDArray[Any]
