@@ -4,6 +4,6 @@ from minilora.nn.adapters import AdapterChoice
 from minilora.nn.embedding import Embedding
 from minilora.nn.linear import Linear, LowRank
 from minilora.nn.module import Module
-from minilora.nn.norm import RMSNorm
+from minilora.nn.norm import GroupNorm, LayerNorm, RMSNorm
 
-__all__ = ["AdapterChoice", "Embedding", "Linear", "LowRank", "Module", "RMSNorm"]
+__all__ = ["AdapterChoice", "Embedding", "GroupNorm", "LayerNorm", "Linear", "LowRank", "Module", "RMSNorm"]
