@@ -129,9 +129,11 @@ def _freedom(name: str, x: Array, axes: tuple[int, ...], ddof: float) -> float:
 
 
 def _centred(x: Array, axes: tuple[int, ...]) -> Array:
-    """x - mean; NumPy sums pairwise, so the mean is right to a few units in its last place."""
+    """x - mean. Rounding may put the mean of equal numbers beside them; limited to them, it leaves exactly 0."""
     count = builtins.max(math.prod(x.shape[a] for a in axes), 1)
-    return np.asarray(x - x.sum(axis=axes, keepdims=True) / count)
+    least = x.min(axis=axes, keepdims=True, initial=math.inf)
+    most = x.max(axis=axes, keepdims=True, initial=-math.inf)
+    return np.asarray(x - np.clip(x.sum(axis=axes, keepdims=True) / count, least, most))
 
 
 def _euclidean(x: Array, axes: tuple[int, ...]) -> Array:

@@ -52,8 +52,12 @@ def test_a_variance_far_from_zero_keeps_its_digits():
     np.testing.assert_array_equal(gradient(ops.var, x), [-0.75, -0.25, 0.25, 0.75])
 
 
-def test_a_deviation_of_equal_numbers_is_zero_with_gradient_zero():
-    np.testing.assert_array_equal(gradient(ops.std, [2.0, 2.0, 2.0]), [0, 0, 0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", [1, 3, 7, 49])
+def test_a_deviation_of_equal_numbers_is_zero_with_gradient_zero(count, dtype):
+    x = np.full(count, 0.1, dtype)  # the mean of 3, and in float32 of 7, is rounded to another number
+    assert ops.std(x) == ops.var(x) == 0
+    np.testing.assert_array_equal(gradient(ops.std, x, dtype), np.zeros(count))
 
 
 @pytest.mark.parametrize("size", [1e-200, 1e200])
