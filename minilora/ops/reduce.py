@@ -214,7 +214,12 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> tuple[Arra
     if not x.size:
         return kept(x.sum(axis=axes, keepdims=True), axes, keepdims), (x, axes)
     below, peak = _below_peak(x, axes)
-    return kept(np.log(np.exp(below).sum(axis=axes, keepdims=True)) + peak, axes, keepdims), (x, axes)
+    others, largest = np.asarray(np.exp(below)), below == 0
+    others[largest] = 0
+    more = largest.sum(axis=axes, keepdims=True, dtype=x.dtype) - 1
+    # The first of the largest adds exactly 1, in which small others would have drowned.
+    y = np.log1p(others.sum(axis=axes, keepdims=True) + more) + peak
+    return kept(y, axes, keepdims), (x, axes)
 
 
 @logsumexp.defvjp

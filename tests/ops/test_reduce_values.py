@@ -107,6 +107,12 @@ def test_logsumexp_of_infinities_is_infinite_with_the_gradient_at_the_largest():
         assert gradient(ops.logsumexp, values).tolist() == slope
 
 
+@pytest.mark.parametrize("far", [-40.0, -700.0])
+def test_logsumexp_of_a_zero_and_one_far_below_it_is_the_small_ones_exponential(far):
+    assert ops.logsumexp(np.array([far, 0.0])) == pytest.approx(math.exp(far), rel=1e-15, abs=0)
+    assert ops.logsumexp(np.array([0.0, far, 0.0])) == pytest.approx(math.log(2), rel=1e-15)
+
+
 def test_logsumexp_of_small_differences_is_that_of_exact_sums():
     x = np.array([0.1, -0.7, 2.0, 0.3])
     exact = math.log(math.fsum(math.exp(v) for v in x))
