@@ -154,7 +154,7 @@ def _gelu_vjp(grad: Array, x: Array, need: Need, *, approximate: str) -> tuple[A
         return (grad * (_normal_share(x) + x * density),)
     inner, slope = _inner(x)
     s = sigmoid_of(inner)
-    return (grad * s * (1 + x * slope * sigmoid_of(-inner)),)
+    return (grad * (s + x * (slope * (s * sigmoid_of(-inner)))),)  # x times the slope alone could overflow
 
 
 def _normal_share(x: Array) -> Array:

@@ -103,6 +103,8 @@ def test_gelu_far_out_is_zero_or_the_identity(approximate):
     assert gelu(x).tolist() == [0, 0, 1e6, 1e30]
     assert gradient(gelu, x).tolist() == [0, 0, 1, 1]
     assert gelu(x.astype(np.float32)).tolist() == [0, 0, 1e6, np.float32(1e30)]
+    largest = np.finfo(np.float32).max
+    assert gradient(gelu, np.array([-largest, largest])).tolist() == [0, 1]
 
 
 def test_gelu_knows_two_forms():
