@@ -149,7 +149,7 @@ def einsum(subscripts: str, xs: tuple[Array, ...], *, need: tuple[bool, ...]) ->
     ConfigError where the subscripts cannot be read, ShapeError where the operands do not fit them.
     """
     letters, output = _read(subscripts, [x.shape for x in xs])
-    sizes = _sizes(letters, xs)
+    sizes = _sizes(subscripts, letters, xs)
     needed = [any(n for j, n in enumerate(need) if j != i) for i in range(len(xs))]
     saved = tuple(x if wanted else None for x, wanted in zip(xs, needed, strict=True))
     views = [_distinct(x, own, sizes) for x, own in zip(xs, letters, strict=True)]
@@ -192,6 +192,8 @@ def _distinct(x: Array, letters: str, sizes: Mapping[str, int]) -> tuple[Array, 
 
 def _read(subscripts: str, shapes: Sequence[Shape]) -> tuple[list[str], str]:
     """The letters of each operand and of the result, an ellipsis spelled out in letters that are not used otherwise."""
+    if not isinstance(subscripts, str):
+        raise ConfigError(f"einsum: subscripts is {type(subscripts).__name__}, expected a string such as 'ij,jk->ik'")
     left, arrow, output = subscripts.replace(" ", "").partition("->")
     terms = left.split(",")
     for term in (*terms, output):
@@ -225,15 +227,16 @@ def _read(subscripts: str, shapes: Sequence[Shape]) -> tuple[list[str], str]:
     return letters, output.replace("...", batch) if arrow else batch + once
 
 
-def _sizes(letters: Sequence[str], xs: Sequence[Array]) -> dict[str, int]:
-    """The size of each letter; ShapeError where two differ and neither stretches from 1, in one operand at all."""
+def _sizes(subscripts: str, letters: Sequence[str], xs: Sequence[Array]) -> dict[str, int]:
+    """The size of each letter, where one of size 1 stretches; ShapeError where two differ otherwise."""
     sizes: dict[str, int] = {}
     for i, (own, x) in enumerate(zip(letters, xs, strict=True)):
         for c, n in zip(own, x.shape, strict=True):
             here, known = x.shape[own.index(c)], sizes.setdefault(c, n)
             if n != here or (n != known and 1 not in (n, known)):
+                name = repr(c) if c in subscripts else "an axis of '...'"
                 raise ShapeError(
-                    f"einsum: operand {i} of xs has shape {x.shape}, in which {c!r} has size {n}, "
+                    f"einsum: operand {i} of xs has shape {x.shape}, in which {name} has size {n}, "
                     f"but {'its first has' if n != here else 'an operand before it has'} {here if n != here else known}"
                 )
             sizes[c] = n if known == 1 else known

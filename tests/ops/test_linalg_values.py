@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 
@@ -34,9 +37,93 @@ def random(*shape, seed=0):
 def test_matmul_and_the_at_operator_are_numpys(left, right):
     x, y = random(*left), random(*right, seed=1)
     np.testing.assert_allclose(ops.matmul(x, y), x @ y, rtol=1e-13, atol=1e-14)
-    if left != (0, 3):
-        np.testing.assert_allclose((tensor(x) @ y).data, x @ y, rtol=1e-13, atol=1e-14)
-        np.testing.assert_allclose((x @ tensor(y)).data, x @ y, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose((tensor(x) @ y).data, x @ y, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose((x @ tensor(y)).data, x @ y, rtol=1e-13, atol=1e-14)
+
+
+def by_loops(subscripts, xs, g):
+    """The result, and the gradients for a cotangent ``g``: a loop over all values of all letters; size 1 stretches."""
+    left, output = subscripts.split("->")
+    terms, sizes = left.split(","), {}
+    for term, x in zip(terms, xs, strict=True):
+        for c, n in zip(term, x.shape, strict=True):
+            sizes[c] = n if sizes.get(c, 1) == 1 else sizes[c]
+    y, grads = np.zeros([sizes[c] for c in output]), [np.zeros(x.shape) for x in xs]
+    for values in itertools.product(*map(range, sizes.values())):
+        at = dict(zip(sizes, values, strict=True))
+        out = tuple(at[c] for c in output)
+        places = [tuple(at[c] % n for c, n in zip(t, x.shape, strict=True)) for t, x in zip(terms, xs, strict=True)]
+        factors = [x[place] for x, place in zip(xs, places, strict=True)]
+        y[out] += math.prod(factors)
+        for i, (grad, place) in enumerate(zip(grads, places, strict=True)):
+            grad[place] += g[out] * math.prod(factors[:i] + factors[i + 1 :])
+    return y, grads
+
+
+def assert_given_by_loops(f, subscripts, xs):
+    leaves = [tensor(x, requires_grad=True) for x in xs]
+    result = f(*leaves)
+    g = random(*result.shape, seed=9)
+    y, grads = by_loops(subscripts, xs, g)
+    np.testing.assert_allclose(result.data, y, rtol=1e-12, atol=1e-13)
+    result.backward(gradient=g)
+    for leaf, grad in zip(leaves, grads, strict=True):
+        np.testing.assert_allclose(leaf.grad, grad, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "left", "right"),
+    [
+        ("k,k->", (3,), (3,)),
+        ("k,kn->n", (3,), (3, 2)),
+        ("mk,k->m", (4, 3), (3,)),
+        ("mk,kn->mn", (4, 3), (3, 2)),
+        ("mk,kn->mn", (4, 0), (0, 2)),
+        ("bmk,kn->bmn", (2, 4, 3), (3, 5)),
+        ("bmk,k->bm", (2, 4, 3), (3,)),
+        ("k,bkn->bn", (3,), (2, 3, 4)),
+        ("mk,bkn->bmn", (4, 3), (2, 3, 5)),
+        ("bmk,bkn->bmn", (1, 4, 3), (2, 3, 5)),
+        ("abmk,bkn->abmn", (2, 1, 4, 3), (3, 3, 2)),
+        ("abmk,abkn->abmn", (1, 2, 2, 3), (3, 1, 3, 2)),
+        ("abmk,kn->abmn", (2, 0, 2, 3), (3, 2)),
+    ],
+)
+def test_matmul_and_its_gradients_are_loops_over_elements(subscripts, left, right):
+    assert_given_by_loops(ops.matmul, subscripts, [random(*left), random(*right, seed=1)])
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "shapes"),
+    [
+        ("ij,jk->ik", [(2, 3), (3, 4)]),
+        ("ij->ji", [(2, 3)]),
+        ("ij->i", [(2, 3)]),
+        ("ii->", [(3, 3)]),
+        ("ii->i", [(3, 3)]),
+        ("iji->j", [(2, 3, 2)]),
+        ("ij,ij->", [(2, 3), (2, 3)]),
+        ("ik,jk,k->ij", [(2, 3), (4, 3), (3,)]),
+        ("ij,kl->j", [(2, 3), (2, 2)]),
+        ("ii,ij->j", [(3, 3), (3, 2)]),
+        ("ij,ij->ij", [(1, 3), (2, 1)]),
+        ("ij,jk->k", [(2, 1), (3, 2)]),
+        ("i,i->", [(1,), (3,)]),
+        ("i,i->i", [(1,), (0,)]),
+        ("ij,j,->i", [(2, 3), (3,), ()]),
+        ("aij,ajk->aik", [(1, 2, 3), (2, 3, 2)]),
+    ],
+)
+def test_einsum_and_its_gradients_are_loops_over_elements(subscripts, shapes):
+    xs = [random(*shape, seed=i) for i, shape in enumerate(shapes)]
+    assert_given_by_loops(lambda *ts: ops.einsum(subscripts, *ts), subscripts, xs)
+
+
+def test_einsum_keeps_an_operand_only_for_the_gradients_of_the_others():
+    x, y = random(2, 3), random(3, 4)
+    for need, kept in [((True, False), (False, True)), ((False, True), (True, False)), ((True, True), (True, True))]:
+        _, (saved, *_) = ops.einsum.reference.forward("ij,jk->ik", (x, y), need=need)
+        assert tuple(s is not None for s in saved) == kept
 
 
 def test_the_gradients_of_a_product_by_hand():
@@ -116,6 +203,27 @@ def test_a_letter_that_was_summed_away_spreads_its_gradient():
             lambda: ops.einsum("ij,jk->ik", random(2, 3), random(4, 2)),
             ShapeError,
             r"einsum: operand 1 of xs .*'j' has size 4",
+        ),
+        (
+            lambda: ops.einsum(3, random(2)),
+            ConfigError,
+            r"einsum: subscripts is int, expected a string such as 'ij,jk->ik'",
+        ),
+        (
+            lambda: ops.einsum("i->ii", random(2)),
+            ConfigError,
+            r"name 'i' in the result, expected what an operand has, and",
+        ),
+        (lambda: ops.einsum("i->...i", random(2)), ConfigError, r"name '...' in the result"),
+        (
+            lambda: ops.einsum("...i,i->...", random(2), random(2, 2)),
+            ShapeError,
+            r"operand 1 of xs has shape .* axes 'i'",
+        ),
+        (
+            lambda: ops.einsum("...,...->...", random(2, 3), random(4, 3)),
+            ShapeError,
+            r"operand 1 of xs has shape \(4, 3\), in which an axis of '...' has size 4, but an operand before it has 2",
         ),
         (lambda: ops.einsum("ii", random(2, 3)), ShapeError, r"'i' has size 3, but its first has 2"),
         (lambda: ops.einsum("ij", random(2)), ShapeError, r"operand 0 of xs has shape \(2,\), expected the axes 'ij'"),
