@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minilora.autograd import Tensor, install_operators
+from minilora.errors import MiniloraError
 from minilora.kernels.frozen import FrozenWeight
 from minilora.ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus, swiglu, tanh
 from minilora.ops.attention import attention
@@ -70,6 +72,15 @@ def _iter(self: Tensor) -> Iterator[Any]:
     return iter(unstack(self))
 
 
+def _array(self: Tensor, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+    """np.asarray(x); without this, NumPy would make an array of objects out of x[0], x[1], …"""
+    if self.requires_grad:
+        raise MiniloraError(
+            "__array__: NumPy would lose the gradient of this tensor\n  use an operator, or detach().numpy()"
+        )
+    return np.array(self.data, dtype, copy=copy)
+
+
 def _compared(x: Tensor, y: Any, compare: Any) -> Any:
     """A plain boolean array: a comparison has no gradient."""
     return compare(x.data, y.data if isinstance(y, Tensor) else y)
@@ -96,6 +107,7 @@ install_operators(
     __rmatmul__=lambda self, other: _matmul(other, self),
     __getitem__=lambda self, key: index(self, key),
     __iter__=_iter,
+    __array__=_array,
     T=property(lambda self: transpose(self)),  # type: ignore[arg-type]
     reshape=lambda self, *shape: reshape(self, _one_or_many(shape)),
     flatten=lambda self: reshape(self, -1),

@@ -130,10 +130,12 @@ def repeat(x: Array, repeats: int | Sequence[int] | Array, axis: int | None = No
 
     ShapeError where there is no such axis, or repeats has another length or holds a negative number.
     """
+    counts = np.array(repeats)  # a copy: the caller's may change
     with fitting("repeat", x, repeats=repeats, axis=axis):
-        y = np.repeat(x, repeats, axis)
-    size = x.size if axis is None else x.shape[axis]
-    return y, (x.shape, np.broadcast_to(np.array(repeats), size))  # a copy: the caller's may change
+        if counts.size and counts.dtype.kind not in "iub":  # NumPy would cut off the fraction of a single one
+            raise TypeError("expected integers")
+        y = np.repeat(x, counts.astype(np.intp), axis)
+    return y, (x.shape, np.broadcast_to(counts.astype(np.intp), x.size if axis is None else x.shape[axis]))
 
 
 @repeat.defvjp
