@@ -1,4 +1,4 @@
-"""Indexing against NumPy's own over many keys, gradients of what was picked twice, and what is refused."""
+"""Indexing, gathering and embedding against NumPy's own over many keys, gradients of what was picked twice, and what is refused."""
 
 from __future__ import annotations
 
@@ -171,3 +171,17 @@ def test_gather_and_scatter_add_undo_each_other_as_transposes():
 def test_positions_that_are_not_there_are_refused(call, message):
     with pytest.raises(ShapeError, match=message):
         call()
+
+
+def test_embedding_adds_the_gradients_of_a_repeated_id():
+    table = tensor(np.arange(8.0).reshape(4, 2), requires_grad=True)
+    out = ops.embedding(np.array([[3, 1], [3, 3]]), table)
+    np.testing.assert_array_equal(out.data, [[[6, 7], [2, 3]], [[6, 7], [6, 7]]])
+    out.backward(gradient=[[[1, 10], [2, 20]], [[3, 30], [4, 40]]])
+    np.testing.assert_array_equal(table.grad, [[0, 0], [2, 20], [0, 0], [8, 80]])
+
+
+@pytest.mark.parametrize("bad", [4, -1])
+def test_embedding_refuses_an_id_outside_its_table(bad):
+    with pytest.raises(ShapeError, match=f"embedding: ids holds {bad}, but weight has rows 0 to 3"):
+        ops.embedding(np.array([0, bad]), np.ones((4, 2)))

@@ -70,6 +70,13 @@ def test_split_cuts_as_numpy_does():
             np.testing.assert_array_equal(mine, numpys)
 
 
+def test_split_and_concat_undo_each_other():
+    x = np.arange(12.0).reshape(2, 6)
+    parts = ops.split(x, 3, axis=-1)
+    np.testing.assert_array_equal(parts[1], x[:, 2:4])
+    np.testing.assert_array_equal(ops.concat(parts, axis=-1), x)
+
+
 def test_iterating_over_a_tensor_gives_its_rows_and_their_gradients_come_back():
     t = tensor(X, requires_grad=True)
     first, second = t
