@@ -1,4 +1,4 @@
-"""Indexing, gathering and embedding against NumPy's own over many keys, gradients of what was picked twice, and what is refused."""
+"""Indexing against NumPy's own over many keys, rows of a table, gradients of what was picked twice, and refusals."""
 
 from __future__ import annotations
 
