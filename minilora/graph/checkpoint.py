@@ -63,8 +63,6 @@ def checkpoint(f: Callable[..., Any], *inputs: Any) -> Any:
     inside = set(nodes)
     direct = [out.edge for out in outs if out.edge is not None and out.edge[0] not in inside]
     edges = tuple(dict.fromkeys([*borders(nodes), *direct]))
-    if not edges:
-        return result
     first = _described(outs)
 
     def again(grads: Sequence[Array | None]) -> tuple[Array | None, ...]:
@@ -125,12 +123,9 @@ def _gradients(
     outs: Sequence[Tensor], grads: Sequence[Array | None], edges: Sequence[Edge], start: int
 ) -> tuple[Array | None, ...]:
     """Pull ``grads`` of the outputs of the second run back to ``edges``, where the first run's graph ended."""
-    pairs = [(o.edge, g) for o, g in zip(outs, grads, strict=True) if o.edge is not None and g is not None]
-    roots, arriving = tuple(edge for edge, _ in pairs), tuple(grad for _, grad in pairs)
-    scalar = ((), np.dtype(np.float64))
-    above = Node(
-        "checkpoint", lambda *_: arriving, {}, roots, None, stamp(()), (scalar,), False
-    )  # a walk has one start
+    roots, scalar = tuple(out.edge for out in outs), ((), np.dtype(np.float64))
+    # A walk has one start: a node above all outputs.
+    above = Node("checkpoint", lambda *_: tuple(grads), {}, roots, None, stamp(()), (scalar,), False)
     nodes = nodes_since(start, [(above, 0)])
     ends = {edge: fresh_leaf(edge) for edge in edges}
     if any(edge not in ends for edge in borders(nodes)):

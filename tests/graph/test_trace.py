@@ -210,6 +210,21 @@ def test_operations_are_those_of_the_record_or_one_for_each_element_of_the_outpu
 
 
 SHAPES = 128  # bytes that an operator may keep without saying so: an array of widths or shifts
+
+
+def test_a_letter_means_the_axis_where_an_operand_has_the_same_name():
+    @op("N[M], M[N] -> y[N]", source="none", flops=lambda s: s["M"] * 10 + s["N"])
+    def swapped(N, M):
+        return M, None
+
+    try:
+        with ml.trace() as t:
+            swapped(np.ones(3), np.ones(4))
+    finally:
+        del REGISTRY["swapped"]
+    assert row(t, "swapped").flops == 34
+
+
 OURS = [op for op in REGISTRY.values() if op.reference.forward.__module__.startswith("minilora.")]
 
 
