@@ -431,18 +431,18 @@ def chain(apply, blocks, x):
 
 
 def test_a_chain_of_checkpointed_parts_keeps_one_array_a_part_and_the_inside_of_one():
-    x = rng().standard_normal((2000, 64))
-    inside = chain(plain, [Block(64, 0)], x)
-    many = [Block(64, seed) for seed in range(16)]
+    x = rng().standard_normal((1000, 32))
+    inside = chain(plain, [Block(32, 0)], x)
+    many = [Block(32, seed) for seed in range(16)]
     without, with_checkpoints = chain(plain, many, x), chain(ml.checkpoint, many, x)
     assert without > 16 * 3  # each part keeps several arrays
     assert with_checkpoints < 16 + inside + 3
 
 
 def test_nested_checkpoints_keep_a_square_root_of_the_arrays():
-    x = rng().standard_normal((2000, 64))
-    inside = chain(plain, [Block(64, 0)], x)
-    groups = [[Block(64, 4 * i + j) for j in range(4)] for i in range(4)]
+    x = rng().standard_normal((1000, 32))
+    inside = chain(plain, [Block(32, 0)], x)
+    groups = [[Block(32, 4 * i + j) for j in range(4)] for i in range(4)]
 
     class Group:
         def __init__(self, blocks):
