@@ -65,16 +65,21 @@ def claims(
     for i in (i for i, g in enumerate(gradients[0]) if g is not None):
         value = np.stack([np.asarray(grads[i], np.float64) for grads in gradients])
         moved = np.stack([[np.asarray(grads[i], np.float64) for grads in move] for move in moves])
-        found[i] = _claim(value, np.abs(moved - value).max(axis=0, initial=0.0), by)
+        found[i] = _claim(value, np.abs(moved - value).max(axis=0, initial=0.0), precision)
     return found
 
 
-def _claim(value: Array, noise: Array, by: float) -> Claim:
-    """An element that moves much more than most do, relatively, is a sum of terms that cancel: those are its size."""
-    size = np.abs(value)
+def _claim(value: Array, noise: Array, precision: Precision) -> Claim:
+    """An element that moves much more than most do, relatively, is a sum of terms that cancel: those are its size.
+
+    They are no larger than the largest gradient; and what moves by more than ``limit`` of that jumps, and is not noise.
+    """
+    size, by = np.abs(value), GRADIENT_JITTER * precision.eps
+    largest = size.max(axis=tuple(range(1, size.ndim)), keepdims=True, initial=0.0)
     moving = (noise > 0) & (size > 0)
     usual = max(1.0, float(np.median(noise[moving] / size[moving])) / by) if moving.any() else 1.0
-    return Claim(value, noise, np.maximum(size, noise / by / usual))
+    terms = np.minimum(noise / by / usual, largest)
+    return Claim(value, np.minimum(noise, precision.limit * largest), np.maximum(size, terms))
 
 
 @dataclass(frozen=True)
@@ -201,9 +206,9 @@ class Comparison:
         if not slope.kinked(k) or not slope.jump[k]:
             return False
         smallest = min(0.1, max(1e-12, 50 * float(slope.rounding[k] / abs(slope.jump[k]))))
-        jumps = [slope.jump[k]]
+        jumps, reach = [slope.jump[k]], self.near.reach(direction)
         for share in (smallest**0.5, smallest):
-            smaller = self.near.estimate(direction, share * slope.step)
+            smaller = self.near.estimate(direction, share * slope.step, reach)
             if smaller is None or not smaller.kinked(k):
                 return False
             jumps.append(smaller.jump[k])

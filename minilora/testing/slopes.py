@@ -163,19 +163,19 @@ class Neighbourhood:
             if at >= steps.first and step <= still:
                 continue
             if at == steps.first and still and not moved:
-                reach = self._reach(direction) if reach is None else reach
+                reach = self.reach(direction) if reach is None else reach
                 if not reach.any():
                     return  # nothing depends on what is moved
             found = self.estimate(direction, step, reach)
             if found is None:
                 continue
             if found.share(size) > self.precision.rtol and reach is None:
-                reach = self._reach(direction)
+                reach = self.reach(direction)
                 found = self.estimate(direction, step, reach) or found
             moved, still = moved or found.moved, still if found.moved else max(still, step)
             yield found
 
-    def _reach(self, direction: Direction) -> Array:
+    def reach(self, direction: Direction) -> Array:
         """The outputs that depend on what is moved: where it is NaN, they are NaN. All, where f does not take NaN."""
         arrays = list(self.arrays)
         for i, v in direction.moves.items():

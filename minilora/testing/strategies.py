@@ -1,19 +1,35 @@
-"""Hypothesis strategies for arrays, axes and whole calls of an operator. The other modules need no Hypothesis."""
+"""Hypothesis strategies: shapes, arrays by domain, whole LoRA problems, token batches, calls of operators.
+
+What they draw shrinks to cases that a person can read: few elements, small integers, magnitude one, C order.
+Needs Hypothesis: pip install "minilora[test]".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike, NDArray
 
-from minilora.autograd import Op
-from minilora.testing.draws import FILLS, MODERATE, WIDE, Call, axes, draw
+from minilora.autograd import Interval, Op
+from minilora.testing.draws import FILLS, MODERATE, WIDE, Call, axes, draw, frozen
 
+Array = NDArray[Any]
+Shape = tuple[int, ...]
 SIZES = (2, 1, 3, 0, 5)  # Hypothesis shrinks towards the first
 KERNEL_SIZES = (*SIZES, 16, 17, 64, 65, 130)  # also whole blocks of a kernel, and what is left over
+REALS = Interval()
+_DIGITS = st.integers(-9, 9).map(lambda tens: 10 * tens) | st.integers(-99, 99)
+_LAYOUTS: tuple[Callable[[Array], Array], ...] = (
+    lambda a: a,
+    np.asfortranarray,
+    lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a,
+    lambda a: np.ascontiguousarray(a[(slice(None, None, -1),) * a.ndim])[(slice(None, None, -1),) * a.ndim],
+)
 
 
 def dims(sizes: Sequence[int] = SIZES) -> st.SearchStrategy[int]:
@@ -21,22 +37,179 @@ def dims(sizes: Sequence[int] = SIZES) -> st.SearchStrategy[int]:
     return st.sampled_from(sizes)
 
 
-def shapes(max_axes: int = 3) -> st.SearchStrategy[tuple[int, ...]]:
+def shapes(max_axes: int = 3) -> st.SearchStrategy[Shape]:
     """A shape of up to ``max_axes`` axes."""
     return st.lists(dims(), max_size=max_axes).map(tuple)
+
+
+@st.composite
+def broadcasting_shapes(draw: Any, count: int = 2, max_axes: int = 3) -> tuple[Shape, ...]:
+    """``count`` shapes that broadcast with each other: axes of size one or missing in front, some of size zero."""
+    whole = draw(shapes(max_axes))
+    found = []
+    for _ in range(count):
+        stretched = draw(st.lists(st.booleans(), min_size=len(whole), max_size=len(whole)))
+        dropped = draw(st.integers(0, len(whole)))
+        found.append(tuple(1 if one else n for n, one in zip(whole, stretched, strict=True))[dropped:])
+    return tuple(found)
+
+
+@st.composite
+def numbers(draw: Any, domain: Interval = REALS, decades: tuple[int, int] = (0, 0)) -> float:
+    """A real number of one or two digits inside ``domain``, off its kinks, of a magnitude from 10^decades.
+
+    The magnitude is that of the distance from 0, or from an end of the domain.
+    """
+    centre = draw(st.sampled_from(_centres(domain)))
+    return _number(domain, centre, draw(_DIGITS), draw(_exponents(decades)))
+
+
+@st.composite
+def arrays(
+    draw: Any,
+    shape: st.SearchStrategy[Shape] | Shape | None = None,
+    domain: Interval = REALS,
+    dtype: DTypeLike = np.float64,
+    decades: tuple[int, int] = (-12, 6),
+    layouts: bool = True,
+) -> Array:
+    """An array of real numbers inside ``domain``, off its kinks, with distinct elements where it says so.
+
+    shape    a shape, or a strategy for one; None: any of up to three axes, of sizes 0 and 1 too
+    decades  powers of ten of the magnitude: one for the whole array, or now and then for each element
+    layouts  also Fortran order, strides and reversed axes, and arrays that cannot be written
+    """
+    wanted = draw(shapes() if shape is None else st.just(shape) if isinstance(shape, tuple) else shape)
+    count = math.prod(wanted)
+    centre = draw(st.sampled_from(_centres(domain)))
+    several = {"min_size": count, "max_size": count}
+    digits = draw(st.lists(_DIGITS, unique_by=(lambda d: abs(d) or 1) if domain.distinct else None, **several))
+    if not domain.distinct and draw(st.integers(0, 9)) == 9:
+        exponents = draw(st.lists(_exponents(decades), **several))
+    else:
+        exponents = [draw(_exponents(decades))] * count
+    values = [_number(domain, centre, d, e) for d, e in zip(digits, exponents, strict=True)]
+    array = np.asarray(values, dtype).reshape(wanted)
+    if not layouts:
+        return array
+    array = draw(st.sampled_from(_LAYOUTS))(array)
+    return frozen(array) if draw(st.booleans()) else array
+
+
+def _exponents(decades: tuple[int, int]) -> st.SearchStrategy[int]:
+    low, high = decades
+    return st.integers(min(low, high), max(low, high))
+
+
+def _centres(domain: Interval) -> list[float]:
+    zero = [0.0] if domain.low < 0 < domain.high else []
+    return [*zero, *(end for end in (domain.low, domain.high) if math.isfinite(end))]
+
+
+def _number(domain: Interval, centre: float, digits: int, exponent: int) -> float:
+    """centre ± 0.1 … 9.9 · 10^exponent, brought inside the domain and off its kinks."""
+    up = digits > 0 if domain.low < centre < domain.high else centre == domain.low
+    room = (domain.high - centre if up else centre - domain.low) * 0.99
+    distance = abs(digits) / 10 * 10.0**exponent
+    least = 1e-3 * abs(centre) or 10.0 ** (exponent - 1)
+    if centre in (domain.low, domain.high, *domain.kinks):
+        distance = max(distance, least)
+    if distance > room:
+        distance = room * (abs(digits) or 1) / 100
+    value = centre + (distance if up else -distance)
+    for kink in domain.kinks:
+        if kink and abs(value - kink) < 0.01 * abs(kink):
+            value = kink * (1.05 if value >= kink else 0.95)
+    return value
+
+
+@dataclass(frozen=True, repr=False)
+class LoraProblem:
+    """A linear layer with a low-rank update: y = x W + scale · (x A) B.
+
+    x  (*, K)   W  (K, N)   A  (K, R)   B  (R, N), R from 0 to full rank, which is min(K, N)
+    """
+
+    x: Array
+    W: Array
+    A: Array
+    B: Array
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[1]
+
+    @property
+    def merged(self) -> Array:
+        """W + scale · A B (K, N)"""
+        return self.W + self.scale * (self.A @ self.B)
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+@st.composite
+def lora_problems(draw: Any, dtype: DTypeLike = np.float64, max_size: int = 5) -> LoraProblem:
+    """A LoraProblem whose axes are of size 0 to ``max_size`` and whose rank is 0 to full."""
+    into, out = draw(st.integers(1, max_size)), draw(st.integers(1, max_size))
+    rank = draw(st.integers(0, min(into, out)))
+    batch = draw(st.lists(st.integers(0, max_size), min_size=1, max_size=2).map(tuple))
+
+    def matrix(*shape: int) -> Array:
+        return np.asarray(draw(arrays(shape, REALS, dtype, (-3, 3))))
+
+    return LoraProblem(
+        matrix(*batch, into), matrix(into, out), matrix(into, rank), matrix(rank, out),
+        draw(st.sampled_from((1.0, 0.5, 2.0, -1.0, 0.0))),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class TokenBatch:
+    """Rows of tokens of several lengths, padded to one.
+
+    input_ids       (B, T)  integers in [0, vocabulary); 0 where padded
+    attention_mask  (B, T)  1 for tokens, 0 for padding, which stands on one side of every row
+    labels          (B, T)  input_ids, or -100 for padding and for a prompt in front, which does not count
+    """
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+@st.composite
+def token_batches(draw: Any, vocabulary: int = 16, max_rows: int = 3, max_length: int = 6) -> TokenBatch:
+    """A TokenBatch of at least one row, each of at least one token."""
+    ids = st.integers(0, vocabulary - 1)
+    rows = draw(st.lists(st.lists(ids, min_size=1, max_size=max_length), min_size=1, max_size=max_rows))
+    longest, left = max(map(len, rows)), draw(st.booleans())
+    given = np.zeros((len(rows), longest), np.int64)
+    mask, labels = np.zeros_like(given), np.full_like(given, -100)
+    for r, row in enumerate(rows):
+        at = slice(longest - len(row), longest) if left else slice(0, len(row))
+        prompt = draw(st.integers(0, len(row)))
+        given[r, at], mask[r, at], labels[r, at] = row, 1, [*[-100] * prompt, *row[prompt:]]
+    return TokenBatch(given, mask, labels)
+
+
+def _shown(record: Any) -> str:
+    values = ((field.name, getattr(record, field.name)) for field in fields(record))
+    shown = (f"{name}={v.tolist() if isinstance(v, np.ndarray) and v.size else _short(v)}" for name, v in values)
+    return f"{type(record).__name__}({', '.join(shown)})"
+
+
+def _short(value: Any) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
 
 
 def generators() -> st.SearchStrategy[np.random.Generator]:
     """A generator, shown as its seed."""
     return st.integers(0, 2**32 - 1).map(np.random.default_rng)
-
-
-def arrays(
-    shape: st.SearchStrategy[tuple[int, ...]] | tuple[int, ...], dtype: DTypeLike = np.float64, size: float = 3.0
-) -> st.SearchStrategy[NDArray[Any]]:
-    """An array of numbers within ± ``size``."""
-    shaped = st.just(shape) if isinstance(shape, tuple) else shape
-    return st.builds(lambda s, rng: rng.uniform(-size, size, s).astype(dtype), shaped, generators())
 
 
 def calls(op: Op, sizes: Sequence[int] = SIZES, wide: bool = False) -> st.SearchStrategy[Call]:
