@@ -55,7 +55,7 @@ def at_one_element(change):
 
 
 def first_cotangent(grad):
-    return grad[0] if isinstance(grad, tuple) else grad
+    return (grad[0] if grad else np.zeros(0)) if isinstance(grad, tuple) else grad
 
 
 def mean_over_axis(g, _):

@@ -8,6 +8,7 @@ from minilora import kernels
 
 
 def pytest_terminal_summary(terminalreporter):
+    _summarise_planted(terminalreporter)
     reports = [r for r in terminalreporter.getreports("passed") if "::test_operator_obeys_law[" in r.nodeid]
     if not reports:
         return
@@ -24,6 +25,16 @@ def pytest_terminal_summary(terminalreporter):
         worst = ", ".join(f"{op} {share:.1%}" for share, op in shares[:5] if share)
         terminalreporter.write_line(
             f"gradient law: {total} of {drawn} examples had a slope that could not be judged; most: {worst or 'none'}"
+        )
+
+
+def _summarise_planted(terminalreporter):
+    reports = [r for r in terminalreporter.getreports("passed") if "::test_every_fault_that_changes" in r.nodeid]
+    planted, excluded = (sum(dict(r.user_properties)[name] for r in reports) for name in ("planted", "excluded"))
+    if reports:
+        terminalreporter.write_line(
+            f"planted faults: {planted} wrong gradients of {len(reports)} operators, all rejected; "
+            f"{excluded} pairs left out, since the fault changes nothing there on any call"
         )
 
 
