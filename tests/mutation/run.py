@@ -122,32 +122,22 @@ class InPlace(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def stages(path: Path) -> list[list[str]]:
-    """What to run, the tests nearest to the file first."""
+    """What to run, the cheapest tests that are likely to notice first."""
+    values = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests/ops").glob("test_*_values.py"))
     general = [
-        "tests/autograd",
-        "tests/graph",
-        "tests/ops",
-        "tests/nn",
-        "tests/testing",
-        "tests/models",
-        "tests/generate",
+        f"tests/{name}" for name in ("autograd", "graph", "nn", "models", "generate", "examples", "test_docs.py")
     ]
-    general = [folder for folder in general if (ROOT / folder).exists()]
     if path.parent.name == "autograd":
-        return [["tests/autograd"], general[1:]]
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+        return [["tests/autograd"], values, general[1:], ["tests/ops/test_laws.py"]]
     names = [
         node.name
-        for node in tree.body
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef)
         and any(isinstance(d, ast.Call) and getattr(d.func, "id", "") == "op" for d in node.decorator_list)
     ]
-    near = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests/ops").glob("test_*_values.py"))
-    first = [p for p in near if path.stem in p]
-    found = [first] if first else []
-    if names:
-        found.append(["tests/ops/test_laws.py", "-k", " or ".join(f"[{name}-" for name in names)])
-    return [*found, general]
+    own = " or ".join([f"[{name}-" for name in names] + [f"[{name}]" for name in names])
+    laws = [["tests/ops/test_laws.py", "tests/ops/test_planted_catalogue.py", "-k", own]] if names else []
+    return [values, *laws, general]
 
 
 def verdict(mutant: Mutant, log: str, limit: int) -> str:
