@@ -85,7 +85,7 @@ def _broadcast(x: Any, y: Any) -> tuple[Array, ...]:
 
 def _info_nce_draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Vectors that are not 0, beside which there is the kink."""
-    shape = tuple(rng.integers(0, 5, 2))
+    shape = tuple(sizes.get(axis, int(rng.integers(0, 4))) for axis in "BD")
     return {"queries": rng.standard_normal(shape), "keys": rng.standard_normal(shape)}
 
 
