@@ -11,8 +11,8 @@ import minilora as ml
 PUBLIC = {
     "AdapterError", "ConfigError", "FormatError", "FrozenWeight", "LoraConfig", "MiniloraError", "ShapeError", "Tensor",
     "TrainConfig", "adapter_parameters", "adapters_disabled", "add_adapter", "checkpoint", "draw", "generate",
-    "get_include", "grad", "load_adapter", "load_model", "load_tokenizer", "lora_matmul", "nn", "no_grad", "ops", "optim",
-    "save_adapter", "set_adapter", "set_num_threads", "tensor", "testing", "trace", "train", "training",
+    "get_include", "grad", "load_adapter", "load_model", "load_tokenizer", "lora_matmul", "nn", "no_grad", "ops",
+    "optim", "save_adapter", "set_adapter", "set_num_threads", "tensor", "testing", "trace", "train", "training",
     "value_and_grad",
 }  # fmt: skip
 

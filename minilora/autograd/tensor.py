@@ -28,6 +28,11 @@ def no_grad() -> AbstractContextManager[None]:
     return setting(_recording, False)
 
 
+def enable_grad() -> AbstractContextManager[None]:
+    """Record inside this block, also where it stands in a no_grad()."""
+    return setting(_recording, True)
+
+
 class Tensor:
     """An array that operators know: they record what is computed from one that requires a gradient.
 

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minilora.autograd import Tensor, tensor
+from minilora.autograd import Tensor, enable_grad, tensor
 from minilora.autograd.backward import backward, seed
-from minilora.autograd.context import setting
-from minilora.autograd.tensor import _recording
 from minilora.errors import ConfigError, MiniloraError, ShapeError
 from minilora.graph.subgraph import cut, moment, nodes_since
 from minilora.kernels import FrozenWeight
@@ -79,7 +77,7 @@ def _differentiated(
 def _value_with_gradients(name: str, f: Callable[[], Any], leaves: Any) -> Array:
     """Run ``f`` recorded and pull its gradient back to ``leaves``, but to nothing that was there before."""
     start = moment()
-    with setting(_recording, True):
+    with enable_grad():
         out = f()
     if not isinstance(out, Tensor):
         raise MiniloraError(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import minilora.ops as ops
-from minilora.autograd import REGISTRY, is_recording, no_grad, op, tensor
+from minilora.autograd import REGISTRY, enable_grad, is_recording, no_grad, op, tensor
 from minilora.errors import MiniloraError, ShapeError
 from minilora.kernels.frozen import FrozenWeight
 
@@ -158,6 +158,12 @@ def test_no_grad_records_nothing_and_ends_with_its_block():
             raise RuntimeError("inner")
         assert not is_recording()
     assert (x * 2.0).requires_grad
+
+
+def test_enable_grad_records_inside_a_no_grad():
+    x = leaf(1.0)
+    with no_grad(), enable_grad():
+        assert (x * 2.0).requires_grad
 
 
 def test_threads_do_not_see_each_others_no_grad():

@@ -76,8 +76,7 @@ def test_what_is_no_generator_is_refused(generator):
     with pytest.raises(ConfigError) as caught:
         ops.dropout(np.ones(2), 0.5, generator)
     assert str(caught.value) == (
-        f"dropout: generator is {generator!r}, expected a numpy Generator\n"
-        "  make one with np.random.default_rng(seed)"
+        f"dropout: generator is {generator!r}, expected a numpy Generator\n  make one with np.random.default_rng(seed)"
     )
 
 
