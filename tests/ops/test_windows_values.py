@@ -59,5 +59,5 @@ def test_one_number_serves_every_axis_and_a_sequence_each_its_own():
     assert all(type(n) is int for n in per_axis("conv", "stride", np.int64(3), 2, 1))
     with pytest.raises(ConfigError, match=r"^conv: stride is \(1, 2\), expected an integer of at least 1$"):
         per_axis("conv", "stride", (1, 2), 1, 1)
-    with pytest.raises(ConfigError, match="^conv: padding is -1, expected an integer of at least 0, or 2 of them; no$"):
-        per_axis("conv", "padding", -1, 2, 0, "; no")
+    with pytest.raises(ConfigError, match=r"^conv: pad is -1, expected an integer of at least 0, or 2 of them; no$"):
+        per_axis("conv", "pad", -1, 2, 0, "; no")
