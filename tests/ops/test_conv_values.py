@@ -148,6 +148,14 @@ def test_same_padding_keeps_the_size_and_puts_an_odd_zero_behind(kernel, dilatio
     np.testing.assert_allclose(y, ops.conv2d(padded, weight, dilation=dilation), rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+def test_without_settings_every_window_counts_and_none_is_padded_or_spread(axes):
+    g = rng(7)
+    x, weight = g.standard_normal((1, 2, *(5, 6)[:axes])), g.standard_normal((2, 2, *(2, 3)[:axes]))
+    settings = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    np.testing.assert_array_equal(conv(axes)(x, weight), conv(axes)(x, weight, **settings))
+
+
 def test_one_number_is_meant_for_rows_and_columns():
     g = rng(6)
     x, weight = g.standard_normal((1, 1, 8, 8)), g.standard_normal((1, 1, 2, 2))

@@ -89,6 +89,16 @@ def test_windows_stand_side_by_side_if_no_stride_is_given():
     np.testing.assert_array_equal(ops.max_pool2d(x, (2, 2), stride=None), tiles.max(axis=(3, 5)))
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+def test_without_settings_nothing_is_padded_and_padding_would_count(axes):
+    average, largest = pools(axes)
+    x = rng(6).standard_normal((3, 7, 7)[-axes:])
+    np.testing.assert_array_equal(average(x, 2), average(x, 2, stride=2, padding=0))
+    np.testing.assert_array_equal(largest(x, 2), largest(x, 2, stride=2, padding=0))
+    np.testing.assert_array_equal(average(x, 2, padding=1), average(x, 2, padding=1, count_include_pad=True))
+    assert np.any(average(x, 2, padding=1) != average(x, 2, padding=1, count_include_pad=False))
+
+
 def test_averages_by_hand_with_and_without_the_padding():
     x = np.array([2.0, 4.0, 6.0])
     np.testing.assert_array_equal(ops.avg_pool1d(x, 2, stride=1, padding=1), [1, 3, 5, 3])

@@ -44,6 +44,10 @@ def test_flipped_and_shifted_it_is_ho_et_als_embedding(dim):
     np.testing.assert_allclose(y, [ddpm(t, dim) for t in TIMES], rtol=0, atol=1e-12)
 
 
+def test_without_settings_the_period_is_ten_thousand():
+    np.testing.assert_allclose(ops.timestep_embedding(np.array(7.0), 6), guided_diffusion(7.0, 6, 10000), rtol=1e-13)
+
+
 def test_any_axes_may_lead_and_the_dtype_stays():
     t = np.arange(6, dtype=np.float32).reshape(2, 3)
     y = ops.timestep_embedding(t, 4)
@@ -76,6 +80,7 @@ def test_the_gradient_is_the_frequency_times_the_turned_embedding():
         ({"dim": 2.0}, "dim is 2.0, expected an integer of at least 1"),
         ({"dim": 4, "max_period": 0}, "max_period is 0, expected a positive number"),
         ({"dim": 4, "max_period": math.nan}, "max_period is nan, expected a positive number"),
+        ({"dim": 4, "max_period": math.inf}, "max_period is inf, expected a positive number"),
         (
             {"dim": 3, "downscale_freq_shift": 1},
             "downscale_freq_shift is 1, expected less than 1, half of dim 3",
