@@ -119,6 +119,20 @@ def test_einsum_and_its_gradients_are_loops_over_elements(subscripts, shapes):
     assert_given_by_loops(lambda *ts: ops.einsum(subscripts, *ts), subscripts, xs)
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "flops"),
+    [
+        ((3,), (3,), 2 * 3),
+        ((4, 3), (3,), 2 * 4 * 3),
+        ((3,), (3, 5), 2 * 3 * 5),
+        ((2, 4, 3), (3, 5), 2 * 2 * 4 * 3 * 5),
+        ((2, 1, 4, 3), (6, 3, 5), 2 * 2 * 6 * 4 * 3 * 5),
+    ],
+)
+def test_matmul_counts_a_product_and_a_sum_for_each_term(x, y, flops):
+    assert ops.matmul.flops({"x": x, "y": y}) == flops
+
+
 def test_einsum_keeps_an_operand_only_for_the_gradients_of_the_others():
     x, y = random(2, 3), random(3, 4)
     for need, kept in [((True, False), (False, True)), ((False, True), (True, False)), ((True, True), (True, True))]:
@@ -155,6 +169,8 @@ def test_a_frozen_weight_stands_on_the_right_of_the_at_operator():
         ("i,j->ij", [(2,), (3,)]),
         ("...ij,...jk->...ik", [(5, 2, 3), (1, 3, 4)]),
         ("b...,b...->...", [(2, 3), (2, 3)]),
+        ("...ij,...jk", [(5, 4, 2, 3), (4, 3, 4)]),
+        ("i...,...i", [(3, 5, 1), (4, 3)]),
         ("ij,jk,kl->il", [(2, 3), (3, 4), (4, 2)]),
         ("ijj->i", [(2, 3, 3)]),
         ("ba", [(2, 3)]),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import ops
-from minilora.autograd import tensor
+from minilora.autograd import REGISTRY, tensor
 from minilora.errors import ConfigError, MiniloraError, ShapeError
 
 X = np.arange(24.0).reshape(2, 3, 4)
@@ -65,9 +65,21 @@ def test_results_are_numpys(ours, numpys):
 
 
 def test_split_cuts_as_numpy_does():
-    for where, axis in [(3, 1), (2, -1), ([1, 2], 2), ([0, 5], 0), ([2, 1], 2)]:
-        for mine, numpys in zip(ops.split(X, where, axis), np.split(X, where, axis), strict=True):
+    for x, where, axis in [
+        (X, 3, 1), (X, 2, -1), (X, 1, 0), (X, [1, 2], 2), (X, [0, 5], 0), (X, [2, 1], 2), (X, [-1], 1), (X, [], 1),
+        (X[:0], 1, 0), (X[:0], 3, 0),
+    ]:  # fmt: skip
+        for mine, numpys in zip(ops.split(x, where, axis), np.split(x, where, axis), strict=True):
             np.testing.assert_array_equal(mine, numpys)
+
+
+def test_moving_elements_costs_no_floating_point_operation():
+    moves = (
+        "broadcast_to concat expand_dims flip gather index pad repeat reshape roll split squeeze stack swapaxes take "
+        "transpose unstack embedding"
+    )
+    assert {REGISTRY[name].flops({}) for name in moves.split()} == {0}
+    assert ops.scatter_add.flops({"values": (2, 3)}) == 6
 
 
 def test_split_and_concat_undo_each_other():
