@@ -46,13 +46,14 @@ def test_rms_norm_of_a_zero_row_is_zero():
 # ---------------------------------------------------------------- LayerNorm
 
 
+@pytest.mark.parametrize("eps", [1e-5, 1e-12])
 @pytest.mark.parametrize("size", [1e-12, 1e-3, 1.0, 1e6])
-def test_layer_norm_is_the_loop_over_rows(size):
+def test_layer_norm_is_the_loop_over_rows(size, eps):
     g = np.random.default_rng(0)
     x, weight, bias = size * g.standard_normal((2, 3, 7)), g.standard_normal(7), g.standard_normal(7)
-    y = ops.layer_norm(x, weight, bias, eps=1e-5)
+    y = ops.layer_norm(x, weight, bias, eps=eps)
     for at in np.ndindex(2, 3):
-        expected = [u * w + b for u, w, b in zip(normalised(x[at], 1e-5), weight, bias, strict=True)]
+        expected = [u * w + b for u, w, b in zip(normalised(x[at], eps), weight, bias, strict=True)]
         np.testing.assert_allclose(y[at], expected, rtol=1e-13, atol=1e-14)
 
 

@@ -45,6 +45,17 @@ def test_the_gradient_of_cosine_similarity_is_across_the_vector():
     np.testing.assert_allclose(y.grad, [0, 0.8 / 2], atol=1e-16)
 
 
+def test_a_number_stretched_along_the_axis_gathers_the_gradients_of_all_its_copies():
+    x, y = tensor(np.array([[2.0], [-2.0]]), requires_grad=True), np.array([[3.0, 4.0], [3.0, 4.0]])
+    s = ops.cosine_similarity(x, y)
+    np.testing.assert_allclose(s.data, np.array([7, -7]) / (5 * math.sqrt(2)), rtol=1e-15)
+    s.backward(gradient=[1.0, 1.0])
+    np.testing.assert_allclose(x.grad, [[0], [0]], atol=1e-15)  # growing turns no vector
+    x.grad = None
+    ops.cosine_similarity(x, y, eps=10.0).backward(gradient=[1.0, 1.0])
+    np.testing.assert_allclose(x.grad, [[0.07], [0.07]], rtol=1e-14)  # (3 + 4) / 10² where both are divided by eps
+
+
 def test_a_vector_of_zeros_gives_zero_and_a_finite_gradient():
     x, y = tensor(np.zeros(2), requires_grad=True), np.array([3.0, 4.0])
     s = ops.cosine_similarity(x, y, eps=0.5)
