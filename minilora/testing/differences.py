@@ -117,12 +117,13 @@ class Comparison:
         if seen is None:
             return Finding("not finite", direction.label, "  the function is not finite on both sides of this point")
         slope, right, wrong = seen.slope, seen.right, seen.wrong
+        mixed = self._mixed(direction, slope.step)
         if right.all() or (not wrong.any() and np.all(right | self._confirmed(direction, seen))):
             self.tally.compared += bool((seen.size > 0).any())
             return None
         if wrong.any():
             worst = int(np.argmax(np.where(wrong, seen.off / np.where(seen.bound > 0, seen.bound, 1e-300), -1)))
-            verdict = self._overruled(direction, seen, worst)
+            verdict = "inconclusive" if mixed else self._overruled(direction, seen, worst)
             if verdict != "inconclusive":
                 self.tally.compared += 1
                 return (
@@ -131,7 +132,7 @@ class Comparison:
         else:
             worst = int(np.argmin(right))
         self.tally.discarded += 1
-        kind = "kink" if self._kinked(direction, slope, worst) else "inconclusive"
+        kind = "kink" if not mixed and self._kinked(direction, slope, worst) else "inconclusive"
         return Finding(kind, direction.label, self._text(seen, worst, kind))
 
     def _sight(self, direction: Direction) -> Sight | None:
@@ -180,7 +181,9 @@ class Comparison:
     def _overruled(self, direction: Direction, seen: Sight, k: int) -> str:
         """A verdict on what one step found wrong, from all steps: coarse rounding can make one agree with its half.
 
-        And a slope that is lost in the rounding of what f gives may have been lost by the vjp as well.
+        If it was luck, steps close to it do not agree. Where f stands still and is moved by larger steps, but
+        not only beyond a kink on one side, it is too coarse as well. And a slope that is lost in the rounding of
+        what f gives may have been lost by the vjp too.
         """
         first, limit = seen.slope, self.near.precision.limit
         if first.moved and seen.off[k] <= JITTER * self.near.precision.eps * first.height[k] / max(direction.scales):
@@ -188,15 +191,33 @@ class Comparison:
         own = seen.bound[k] - first.error[k]
         nearby = [share * first.step for share in SECOND_OPINION]
         others = list(self.near.estimates(direction, seen.size, nearby))
-        lucky = first.moved and sum(o.step in nearby and o.share(seen.size) <= limit for o in others) < len(nearby) - 1
+        alike = sum(
+            other.step in nearby
+            and other.share(seen.size) <= limit
+            and abs(other.value[k] - first.value[k]) <= first.error[k] + other.error[k] + self.rtol * seen.size[k]
+            for other in others
+        )
+        lucky = first.moved and alike < len(nearby) - 1
         votes = [
             abs(other.value[k] - seen.got[k]) <= own + other.error[k]
             for other in others
-            if other.moved and (other.share(seen.size) <= limit if first.moved else not other.kinked(k))
+            if (other.moved and other.share(seen.size) <= limit if first.moved else other.both)
         ]
         if first.moved and sum(votes) > max(1, len(votes) / 2):
             return "right"
         return "inconclusive" if lucky or any(votes) else "wrong"
+
+    def _mixed(self, direction: Direction, step: float) -> bool:
+        """True if a step takes some elements across 0, where many functions have a pole or kink, and others not.
+
+        It is too wide for the ones and may be too narrow for the others; a direction relative to each tells more.
+        """
+        crossing = [
+            step * np.abs(v) >= np.abs(self.near.arrays[i]) for i, v in direction.moves.items() if i in self.claimed
+        ]
+        moved = [np.asarray(v != 0) for i, v in direction.moves.items() if i in self.claimed]
+        some = any(bool((c & m).any()) for c, m in zip(crossing, moved, strict=True))
+        return some and any(bool((~c & m).any()) for c, m in zip(crossing, moved, strict=True))
 
     def _kinked(self, direction: Direction, slope: Slope, k: int) -> bool:
         """True if the slope jumps by the same amount for this step and for the smallest ones that rounding leaves.
@@ -205,14 +226,16 @@ class Comparison:
         """
         if not slope.kinked(k) or not slope.jump[k]:
             return False
-        smallest = min(0.1, max(1e-12, 50 * float(slope.rounding[k] / abs(slope.jump[k]))))
-        jumps, reach = [slope.jump[k]], self.near.reach(direction)
-        for share in (smallest**0.5, smallest):
+        smallest = max(1e-12, 500 * float(slope.rounding[k] / abs(slope.jump[k])))
+        if smallest > 1e-2:
+            return False
+        jumps, reach = [], self.near.reach(direction)
+        for share in (smallest**0.5, smallest**0.75, smallest):
             smaller = self.near.estimate(direction, share * slope.step, reach)
             if smaller is None or not smaller.kinked(k):
                 return False
             jumps.append(smaller.jump[k])
-        return bool(max(jumps) - min(jumps) <= 0.1 * max(map(abs, jumps)))
+        return bool(max(jumps) - min(jumps) <= 0.02 * max(map(abs, jumps)))
 
     def _projected(self, direction: Direction) -> tuple[Array, Array, Array, Array]:
         """The claimed slope, the absolute sum of its parts, the size of their terms, and their noise."""

@@ -247,9 +247,11 @@ def _settled(values: Array, interval: Interval, magnitude: float, rng: np.random
 
 def _spaced(values: Array, low: float, high: float, magnitude: float, rng: np.random.Generator) -> Array:
     """The same order, with elements apart by a relative _MARGIN, or evenly over a bounded interval."""
-    flat = values.ravel() + 0.0
+    if np.isfinite(high) and not np.isfinite(low):
+        return -_spaced(-values, -high, -low, magnitude, rng)
+    flat = np.maximum(values.ravel(), low)
     order = np.argsort(flat + magnitude * 1e-9 * rng.standard_normal(flat.shape), kind="stable")
-    if np.isfinite(low) and np.isfinite(high):
+    if np.isfinite(high):
         flat[order] = low + (high - low) * (np.arange(flat.size) + rng.uniform(0.3, 0.7, flat.size)) / max(flat.size, 1)
         return flat.reshape(values.shape)
     for before, at in itertools.pairwise(order):

@@ -130,6 +130,7 @@ def dropout_acts_in_training_only(subject: Subject) -> None:
         _require(np.array_equal(subject.call(layer, (x,)), wanted), f"dropout acts on {where} in evaluation")
         low.train()
         update = wanted.astype(np.float64) - plain
+        _require(bool(update.any()), f"the adapter of {where} adds nothing")
         outs = np.stack([subject.call(layer, (x,)).astype(np.float64) - plain for _ in range(DRAWS)])
         low.eval()
         _require(not np.array_equal(outs[0], outs[1]), f"dropout does not act on {where} in training")

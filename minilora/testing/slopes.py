@@ -29,6 +29,7 @@ class Slope:
 
     height  the absolute sum of cotangent times output, over the outputs that moved
     moved   False if no value of f differs from that at the point by a single bit
+    both    True if values on both sides do
     jump    the slope ahead less the slope behind
     sides   the absolute sum of the terms of either, the larger
     """
@@ -41,6 +42,7 @@ class Slope:
     height: Array
     step: float
     moved: bool
+    both: bool
     jump: Array
     sides: Array
 
@@ -54,8 +56,9 @@ class Slope:
 
     def share(self, size: Array) -> float:
         """The largest error relative to the terms or, where it is larger, to ``size``; infinite where both are 0."""
-        of = np.maximum(self.terms, size)
-        return max((e / t if t else np.inf for e, t in zip(self.error, of, strict=True) if e), default=0.0)
+        with np.errstate(all="ignore"):  # terms may be too small to divide by
+            shares = self.error / np.maximum(self.terms, size)
+        return float(np.max(np.where(self.error > 0, shares, 0.0), initial=0.0))
 
 
 class Neighbourhood:
@@ -129,9 +132,20 @@ class Neighbourhood:
         jump = self.weights @ (ahead + behind - 2 * self.base) / step
         sides = np.abs(np.stack([ahead - self.base, behind - self.base])) @ np.abs(self.weights).T / step
         moved = (samples != self.base).any(axis=0)
+        both = bool((samples[::2] != self.base).any() and (samples[1::2] != self.base).any())
         height = np.abs(self.weights) @ np.where(moved, np.abs(self.base), 0)
         return Slope(
-            value, truncation, asymmetry, rounding, terms, height, step, bool(moved.any()), jump, sides.max(axis=0)
+            value,
+            truncation,
+            asymmetry,
+            rounding,
+            terms,
+            height,
+            step,
+            bool(moved.any()),
+            both,
+            jump,
+            sides.max(axis=0),
         )
 
     def slope(self, direction: Direction, size: Array) -> Slope | None:
