@@ -27,7 +27,8 @@ def reduced(losses: Array, reduction: str) -> Array:
     """The losses themselves, their sum, or that over their number or their rows; 0 where there are none."""
     if reduction == "none":
         return losses
-    return np.asarray(losses.sum(dtype=np.result_type(losses, np.float64)) / _number(losses.shape, reduction), losses.dtype)
+    total = losses.sum(dtype=np.result_type(losses, np.float64))
+    return np.asarray(total / _number(losses.shape, reduction), losses.dtype)
 
 
 def shared(grad: Array, shape: tuple[int, ...], reduction: str) -> Array:
@@ -94,7 +95,8 @@ def cross_entropy(
         losses = np.zeros(labels.shape, logits.dtype)
     if reduction == "none":
         return losses.astype(logits.dtype, copy=False), (logits, log_total, target, counted, weight, 0.0)
-    total = losses.sum(dtype=np.result_type(losses, np.float64)) / (_divisor(target, counted, weight) if reduction == "mean" else 1)
+    total = losses.sum(dtype=np.result_type(losses, np.float64))
+    total = total / (_divisor(target, counted, weight) if reduction == "mean" else 1)
     return np.asarray(total, logits.dtype), (logits, log_total, target, counted, weight, float(total))
 
 
