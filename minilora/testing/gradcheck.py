@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from minilora.autograd import Tensor, no_grad, tensor
 from minilora.errors import ConfigError
-from minilora.testing.differences import Comparison, claims
+from minilora.testing.claims import claims
+from minilora.testing.differences import Comparison
 from minilora.testing.moves import directions, together
 from minilora.testing.precision import precision_of
 from minilora.testing.slopes import Neighbourhood

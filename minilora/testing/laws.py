@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from minilora.autograd import Tensor, tensor
 from minilora.errors import ShapeError
 from minilora.kernels.frozen import FrozenWeight
-from minilora.testing.differences import Comparison, Tally, assert_right, claims
+from minilora.testing.claims import claims
+from minilora.testing.differences import Comparison, Tally, assert_right
 from minilora.testing.draws import Call, axes, frozen
 from minilora.testing.expected import Expected, assert_shapes, cotangents_of, outputs_of, pull_of, same
 from minilora.testing.moves import directions

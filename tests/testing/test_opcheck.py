@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, Phase, settings
 from minilora.autograd import REGISTRY, Index, Interval, op
 from minilora.testing import assert_complete, check, laws
 from minilora.testing.differences import Tally
-from minilora.testing.draws import WIDE, draw, reals
+from minilora.testing.draws import WIDE, draw
 from minilora.testing.opcheck import OTHER_LAWS, gradient_law, need_law, saves_law, strict
+from minilora.testing.reals import reals
 
 FAST = settings(
     max_examples=60, phases=[Phase.generate], database=None, deadline=None, derandomize=True,
