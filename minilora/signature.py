@@ -52,7 +52,7 @@ class Index:
 Params = Mapping[str, Sequence[Any]]
 Domain = Mapping[str, Interval | Index]
 Draw = Callable[[np.random.Generator, Mapping[str, Any]], Mapping[str, Any]]
-Flops = Callable[[Mapping[str, Any]], int]  # of the forward, from the size of each axis and the shape of each operand
+Flops = Callable[[Mapping[str, Any]], int]  # of the forward, from axis sizes, operand shapes and parameters by name
 
 
 @dataclass(frozen=True)

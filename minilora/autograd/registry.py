@@ -187,7 +187,8 @@ def op(
     formula    what it computes, on one line
     saves      what the forward keeps for the vjp, on one line; "" for nothing but shapes
     flops      sizes -> floating-point operations of the forward; None: one per element of the outputs. sizes[letter] is
-               the size of an axis (`*` and `...`: a shape), sizes[operand] a shape, where no axis has that name
+               the size of an axis (`*` and `...`: a shape), sizes[operand] a shape (of operands of any number: shapes)
+               where no axis has that name, sizes[parameter] its value
     draw       (generator, sizes) -> operands and parameters that a domain cannot describe
     """
 

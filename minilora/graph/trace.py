@@ -90,7 +90,7 @@ class Trace:
             counts["calls"] += 1
             counts["kernel"] += op.kernel is not None and rule.forward is op.kernel.forward
             counts["forward"] += seconds
-            counts["flops"] += _flops(op, arrays, out if isinstance(out, tuple) else (out,))
+            counts["flops"] += _flops(op, arrays, params, out if isinstance(out, tuple) else (out,))
             if not any(need) or rule.vjp is None:
                 return rule, (out, saved)
             counts["saved"] += self._keep(saved)
@@ -155,15 +155,15 @@ def _timed(vjp: Any, counts: dict[str, Any]) -> Any:
     return timed
 
 
-def _flops(op: Op, arrays: Sequence[Any], outs: Sequence[Any]) -> int:
+def _flops(op: Op, arrays: Sequence[Any], params: Mapping[str, Any], outs: Sequence[Any]) -> int:
     if op.flops is None:
         return sum(map(np.size, outs))
-    named = zip(op.signature.expand(len(arrays)), arrays, strict=True)
-    shapes = {operand.name: np.shape(array) for operand, array in named if array is not None}
+    given = op.signature.gather([None if array is None else np.shape(array) for array in arrays])
+    shapes = {name: shape for name, shape in given.items() if shape is not None}
     sizes = op.signature.check(op.name, arrays)
     if len(outs) == len(op.signature.outputs):  # axes that only an output has
         sizes = {**Signature(op.signature.outputs, ()).check(op.name, tuple(map(np.asarray, outs))), **sizes}
-    return int(op.flops({**shapes, **sizes}))
+    return int(op.flops({**params, **shapes, **sizes}))
 
 
 def _owners(saved: Any) -> Iterator[NDArray[Any]]:

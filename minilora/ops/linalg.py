@@ -131,11 +131,22 @@ def _einsum_draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str
     return {"subscripts": ",".join(terms) + output, "xs": tuple(xs)}
 
 
+def _einsum_flops(s: Mapping[str, Any]) -> int:
+    """For each combination of all letters one product of all operands, and one sum."""
+    letters, _ = _read(s["subscripts"], s["xs"])
+    sizes: dict[str, int] = {}
+    for own, shape in zip(letters, s["xs"], strict=True):
+        for letter, size in zip(own, shape, strict=True):
+            sizes[letter] = size if sizes.get(letter, 1) == 1 else sizes[letter]
+    return len(s["xs"]) * math.prod(sizes.values())
+
+
 @op(
     "*xs[?] -> y[?]",
     source="Einstein's summation, in NumPy's notation; product rule",
     formula="y[output] = Σ over every letter not in output of xs[0][…] xs[1][…] …",
     saves="xs",
+    flops=_einsum_flops,
     draw=_einsum_draw,
 )
 def einsum(subscripts: str, xs: tuple[Array, ...], *, need: tuple[bool, ...]) -> tuple[Array, Any]:

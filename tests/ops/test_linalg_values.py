@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minilora import ops
-from minilora.autograd import tensor
+from minilora.autograd import REGISTRY, tensor
 from minilora.errors import ConfigError, ShapeError
 from minilora.kernels.frozen import FrozenWeight
 
@@ -252,3 +252,10 @@ def test_a_letter_that_was_summed_away_spreads_its_gradient():
 def test_what_does_not_fit_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_einsum_counts_a_product_of_all_operands_for_each_combination_of_letters():
+    count = REGISTRY["einsum"].flops
+    assert count({"subscripts": "ij,jk->ik", "xs": ((2, 3), (3, 4))}) == 2 * 2 * 3 * 4
+    assert count({"subscripts": "...i->i", "xs": ((5, 2, 3),)}) == 5 * 2 * 3
+    assert count({"subscripts": "ij,j,i", "xs": ((2, 3), (1,), (2,))}) == 3 * 2 * 3
