@@ -86,7 +86,7 @@ def test_a_second_signal_stops_at_once_and_leaves_no_temporary_file(spawn, model
     time.sleep(0.2)
     assert process.poll() is None  # the first one waits for the step
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 130
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.jsonl", "run.yaml"]
 
@@ -100,7 +100,7 @@ def test_a_signal_before_training_exits_130_without_a_traceback(spawn, model_fol
         time.sleep(0.02)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "minilora: interrupted\n"
 
@@ -111,7 +111,7 @@ def test_a_killed_process_leaves_an_adapter_that_loads(train, model_folder, tmp_
     wait_for(process, "saved in")
     time.sleep(delay)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert loads(model_folder, tmp_path / "out")
 
 
