@@ -71,7 +71,7 @@ class Mutant:
 
     @property
     def module(self) -> str:
-        return ".".join(self.path.relative_to(ROOT).with_suffix("").parts)
+        return ".".join(self.path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
     def diff(self) -> str:
         lines = difflib.unified_diff(
@@ -114,7 +114,11 @@ class InPlace(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         if name != self.mutant.module:
             return None
-        return importlib.util.spec_from_loader(name, self, origin=str(self.mutant.path))
+        package = self.mutant.path.name == "__init__.py"
+        spec = importlib.util.spec_from_loader(name, self, origin=str(self.mutant.path), is_package=package)
+        if package:
+            spec.submodule_search_locations = [str(self.mutant.path.parent)]
+        return spec
 
     def exec_module(self, module):
         module.__file__ = str(self.mutant.path)
