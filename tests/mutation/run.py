@@ -81,13 +81,15 @@ class Mutant:
 
 
 def mutants(path: Path) -> list[Mutant]:
-    """Every mutant of a file, but for functions that draw test data, annotations and what no test can see."""
+    """Every mutant of a file, but for what only says what tests draw: draw functions, params, domains; and asserts."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     left_out: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name.lstrip("_").endswith("draw"):
             left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        if isinstance(node, ast.keyword) and node.arg in ("params", "domain"):  # what tests may draw
+            left_out.update(range(node.value.lineno, (node.value.end_lineno or node.value.lineno) + 1))
         if isinstance(node, ast.Assert):  # our own mistakes, not behaviour
             left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     found = []
