@@ -100,16 +100,18 @@ class Comparison:
         bound = self.rtol * size + noise + slope.error + self.atol
         if slope.moved:
             credible = slope.error <= self.near.precision.limit * np.maximum(size, inner) + self.atol
-            # Where f is even around the point, nothing is left of the slopes on both sides but 0.
-            even = (
-                (own <= noise + self.atol)
-                & (off <= slope.error)
-                & (slope.error <= self.near.precision.limit * slope.sides)
-            )
-            right, wrong = even | (credible & (off <= bound)), credible & (off > bound)
+            right, wrong = credible & (off <= bound), credible & (off > bound) & slope.settled
+            if not (right | wrong).all() and np.all(own <= noise + self.atol):
+                right = right | self._vanishes(direction, own)
         else:  # the slope is 0, or hides behind the rounding of a function that stands still
             right, wrong = own <= noise + self.atol, own > slope.error + noise + self.atol
         return Sight(slope, got, size, noise, bound, off, right, wrong)
+
+    def _vanishes(self, direction: Direction, size: Array) -> Array:
+        """Where the slope falls to nothing as the step does, beside those of wider steps: x² and x³ at 0."""
+        seen = list(self.near.estimates(direction, size))
+        least = np.min([np.abs(e.value) + e.error for e in seen], axis=0)
+        return np.asarray(least <= self.near.precision.limit * np.max([e.sides for e in seen], axis=0))
 
     def _confirmed(self, direction: Direction, seen: Sight) -> Array:
         """Where a sharper look gives the claimed slope after all: longer numbers, or the complex step.

@@ -54,6 +54,11 @@ class Slope:
     def error(self) -> Array:
         return self.truncation + self.asymmetry + self.rounding
 
+    @property
+    def settled(self) -> Array:
+        """True where the two steps see nearly the same, or only rounding apart: else the step may be far too large."""
+        return self.truncation + self.asymmetry <= np.maximum(0.1 * self.terms, self.rounding)
+
     def share(self, size: Array) -> float:
         """The largest error relative to the terms or, where it is larger, to ``size``; infinite where both are 0."""
         with np.errstate(all="ignore"):  # terms may be too small to divide by

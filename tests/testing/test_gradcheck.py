@@ -231,6 +231,23 @@ def test_a_kink_is_named_and_so_is_one_that_is_near():
             check_vjp(lambda x: np.maximum(x, 0), lambda g, x, wrong=wrong: g * np.where(x == 1e-12, wrong, x > 0), x)
 
 
+@pytest.mark.parametrize("power", [2, 3, 4, 5])
+def test_a_slope_of_zero_at_a_point_of_symmetry_is_accepted_and_no_other(power):
+    x = np.array([0.0, 1.0])
+    for weight in (1.0, 1e-9):
+        check_vjp(lambda x, w=weight: w * x**power, lambda g, x, w=weight: w * power * x ** (power - 1) * g, x)
+        with pytest.raises(AssertionError):
+            check_vjp(
+                lambda x, w=weight: w * x**power, lambda g, x, w=weight: w * g * (power * x ** (power - 1) + 1e-3), x
+            )
+        with pytest.raises(AssertionError, match=r"is wrong at \[0\]"):
+            check_vjp(
+                lambda x, w=weight: w * (x**power + 1e-3 * x),
+                lambda g, x, w=weight: w * g * np.where(x, power + 1e-3, 0),
+                x,
+            )
+
+
 def test_noise_is_inconclusive_and_atol_says_how_much_may_be_ignored():
     def noisy(x):
         return np.round(x, 5)  # far coarser than float64
