@@ -36,14 +36,14 @@ def check_writes() -> AbstractContextManager[None]:
 
 def note_write(array: NDArray[Any]) -> None:
     """Say that ``array`` is about to be written in place."""
-    owner = _owner(array)
+    owner = owner_of(array)
     key = id(owner)
     _written[key] = weakref.ref(owner, lambda _: _written.pop(key, None)), next(_clock)
 
 
 def stamp(kept: Any) -> Stamp:
     """The time, and inside check_writes() the checksum of every array in ``kept``."""
-    return next(_clock), [_checksum(array) for array in _arrays(kept)] if _checking.get() else None
+    return next(_clock), [_checksum(array) for array in arrays_in(kept)] if _checking.get() else None
 
 
 def assert_unwritten(name: str, kept: Any, recorded: Stamp) -> None:
@@ -51,8 +51,8 @@ def assert_unwritten(name: str, kept: Any, recorded: Stamp) -> None:
     time, checksums = recorded
     if checksums is None and not _written:
         return
-    for i, array in enumerate(_arrays(kept)):
-        last = _written.get(id(_owner(array)))
+    for i, array in enumerate(arrays_in(kept)):
+        last = _written.get(id(owner_of(array)))
         if (last is not None and last[1] > time) or (checksums is not None and checksums[i] != _checksum(array)):
             raise MiniloraError(
                 f"backward: {name} needs an array {array.dtype} {array.shape} that was written in place after the "
@@ -60,15 +60,17 @@ def assert_unwritten(name: str, kept: Any, recorded: Stamp) -> None:
             )
 
 
-def _arrays(kept: Any) -> Iterator[NDArray[Any]]:
+def arrays_in(kept: Any) -> Iterator[NDArray[Any]]:
+    """Every ndarray in what a rule saved, inside tuples, lists and dicts."""
     if isinstance(kept, np.ndarray):
         yield kept
     elif isinstance(kept, dict | tuple | list):
         for item in kept.values() if isinstance(kept, dict) else kept:
-            yield from _arrays(item)
+            yield from arrays_in(item)
 
 
-def _owner(array: NDArray[Any]) -> NDArray[Any]:
+def owner_of(array: NDArray[Any]) -> NDArray[Any]:
+    """The array whose memory ``array`` is a view of, perhaps itself."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array

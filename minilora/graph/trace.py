@@ -17,9 +17,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minilora.autograd import registry
+from minilora.autograd.writes import arrays_in, owner_of
 from minilora.graph.watching import Op, Rule, Watch, watching
 from minilora.signature import Signature
 
@@ -101,9 +101,9 @@ class Trace:
     def _keep(self, saved: Any) -> int:
         """Note the memory of the arrays in ``saved``; return how many bytes of it are new."""
         new = 0
-        for owner in _owners(saved):
+        for owner in map(owner_of, arrays_in(saved)):  # frozen weights are no arrays
             key = id(owner)
-            if key not in self._kept:
+            if owner.flags.owndata and key not in self._kept:
                 self._kept[key] = weakref.ref(owner, self._gone(key, owner.nbytes))
                 new += owner.nbytes
         self._alive += new
@@ -164,18 +164,6 @@ def _flops(op: Op, arrays: Sequence[Any], params: Mapping[str, Any], outs: Seque
     if len(outs) == len(op.signature.outputs):  # axes that only an output has
         sizes = {**Signature(op.signature.outputs, ()).check(op.name, tuple(map(np.asarray, outs))), **sizes}
     return int(op.flops({**params, **shapes, **sizes}))
-
-
-def _owners(saved: Any) -> Iterator[NDArray[Any]]:
-    """The arrays that own the memory of those in ``saved``; frozen weights are none of them."""
-    if isinstance(saved, np.ndarray):
-        while isinstance(saved.base, np.ndarray):
-            saved = saved.base
-        if saved.flags.owndata:
-            yield saved
-    elif isinstance(saved, dict | tuple | list):
-        for item in saved.values() if isinstance(saved, dict) else saved:
-            yield from _owners(item)
 
 
 _HEAD = ("operator", "calls", "kernel", "forward ms", "backward ms", "time %", "saved MB", "MFLOP", "GFLOP/s")

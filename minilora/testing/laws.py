@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minilora.autograd import Tensor, tensor
+from minilora.autograd.writes import arrays_in
 from minilora.errors import ShapeError
 from minilora.kernels.frozen import FrozenWeight
 from minilora.testing.claims import claims
@@ -217,7 +218,7 @@ def saves_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
     if not call.op.formula:
         return
     stated = [item.strip() for item in call.op.saves.split(",")]
-    kept = list(_arrays(call.forward()[1]))
+    kept = list(arrays_in(call.forward()[1]))
     for operand in call.op.signature.inputs:
         arrays = [a for o, a in zip(call.operands, call.arrays, strict=True) if o is operand]
         arrays = [a for a in arrays if isinstance(a, np.ndarray) and a.size]
@@ -232,14 +233,6 @@ def saves_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
         assert is_kept or may_differ or not named, (
             f"{call.op.name}: saves={call.op.saves!r} names {operand.name}, which is not saved"
         )
-
-
-def _arrays(saved: Any) -> Iterator[Array]:
-    if isinstance(saved, np.ndarray):
-        yield saved
-    elif isinstance(saved, dict | tuple | list):
-        for item in saved.values() if isinstance(saved, dict) else saved:
-            yield from _arrays(item)
 
 
 def kernel_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minilora.autograd import Op
+from minilora.autograd.writes import arrays_in
 from minilora.testing.draws import Call, axes, draw, frozen
 
 Array = NDArray[Any]
@@ -35,13 +36,8 @@ def with_scalars(call: Call) -> Iterator[Call]:
 
 def lock(saved: Any) -> None:
     """Make every array inside ``saved`` read-only."""
-    if isinstance(saved, np.ndarray):
-        saved.flags.writeable = False
-    elif isinstance(saved, tuple | list):
-        for item in saved:
-            lock(item)
-    elif isinstance(saved, dict):
-        lock(list(saved.values()))
+    for array in arrays_in(saved):
+        array.flags.writeable = False
 
 
 def relaid(array: Array, rng: np.random.Generator) -> Array:
