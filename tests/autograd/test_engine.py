@@ -11,22 +11,13 @@ import numpy as np
 import pytest
 
 import minilora.ops as ops
-from minilora.autograd import REGISTRY, enable_grad, is_recording, no_grad, op, tensor
+from minilora.autograd import enable_grad, is_recording, no_grad, tensor
 from minilora.errors import MiniloraError, ShapeError
 from minilora.kernels.frozen import FrozenWeight
 
 
 def leaf(*values):
     return tensor(np.array(values, np.float64), requires_grad=True)
-
-
-@pytest.fixture
-def define():
-    """Make an operator that leaves the registry when the test ends."""
-    before = dict(REGISTRY)
-    yield op
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 def test_a_tensor_used_twice_gets_both_gradients():

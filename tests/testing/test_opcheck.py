@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from minilora.autograd import REGISTRY, Index, Interval, op
+from minilora.autograd import Index, Interval
 from minilora.testing import assert_complete, check, laws
 from minilora.testing.differences import Tally
 from minilora.testing.draws import WIDE, draw
@@ -17,15 +17,6 @@ FAST = settings(
     max_examples=60, phases=[Phase.generate], database=None, deadline=None, derandomize=True,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
-
-
-@pytest.fixture
-def define():
-    """Make an operator that leaves the registry when the test ends."""
-    before = dict(REGISTRY)
-    yield op
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 def product(define, name="product_of_two", forward=None, **described):

@@ -10,7 +10,7 @@ import pytest
 from minilora.testing.moves import Direction, directions, ladder, movement, together
 from minilora.testing.precision import precision_of
 from minilora.testing.slopes import Neighbourhood
-from minilora.testing.tolerance import DOUBLE, EXTENDED, SINGLE
+from minilora.testing.tolerance import DOUBLE, SINGLE
 
 NOTHING = np.zeros(1)
 
@@ -123,7 +123,7 @@ def test_the_complex_step_is_exact_where_it_works_and_says_nothing_where_it_does
     assert near(lambda x: [np.asarray(x).real], x).complex_slope(at(x)) is None
 
 
-@pytest.mark.skipif(EXTENDED is None, reason="longdouble is float64 on this machine")
+@pytest.mark.longdouble
 def test_longer_numbers_are_used_where_the_function_keeps_them():
     x = np.asarray(0.7)
     longer = near(lambda x: [np.sin(x)], x).extended
