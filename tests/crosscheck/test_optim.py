@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
+from minilora.autograd import tensor
 from minilora.optim import AdamW, clip_grad_norm
 
 SHAPES = [(8, 3), (5,), (1, 1)]
@@ -19,7 +18,7 @@ SHAPES = [(8, 3), (5,), (1, 1)]
 def test_thirty_clipped_steps_agree_with_torch(dtype, weight_decay, betas):
     rng = np.random.default_rng(7)
     start = [rng.standard_normal(shape).astype(dtype) for shape in SHAPES]
-    ours = [SimpleNamespace(data=w.copy(), grad=None) for w in start]
+    ours = [tensor(w.copy(), requires_grad=True) for w in start]
     theirs = [torch.tensor(w, requires_grad=True) for w in start]
     settings = {"lr": 0.02, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay}
     mine, other = AdamW(ours, **settings), torch.optim.AdamW(theirs, **settings)
@@ -43,7 +42,8 @@ def test_thirty_clipped_steps_agree_with_torch(dtype, weight_decay, betas):
 
 
 def test_the_saved_state_holds_what_torchs_does():
-    ours = [SimpleNamespace(data=np.ones((2, 2), np.float32), grad=np.full((2, 2), 0.5, np.float32))]
+    ours = [tensor(np.ones((2, 2), np.float32), requires_grad=True)]
+    ours[0].grad = np.full((2, 2), 0.5, np.float32)
     theirs = [torch.ones(2, 2, requires_grad=True)]
     theirs[0].grad = torch.full((2, 2), 0.5)
     mine, other = AdamW(ours), torch.optim.AdamW(theirs)
