@@ -93,6 +93,10 @@ class Signature:
     def _variadic(self) -> bool:
         return any(o.variadic for o in self.inputs)
 
+    @functools.cached_property
+    def _discrete(self) -> bool:
+        return not all(o.differentiable for o in self.inputs)
+
     def __str__(self) -> str:
         return f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
 
@@ -115,12 +119,15 @@ class Signature:
         rest, spare = iter(given), len(given) - len(self.inputs) + 1
         return {o.name: tuple(itertools.islice(rest, spare)) if o.variadic else next(rest) for o in self.inputs}
 
-    def weaken(self, given: Sequence[Any]) -> tuple[Any, ...]:
-        """Make a NumPy number that broadcasts a Python number, which widens no float32 array."""
-        if not any(isinstance(v, np.number) for v in given):
+    def take_numbers(self, given: Sequence[Any]) -> tuple[Any, ...]:
+        """Read the numbers among a call's operands, as NumPy would.
+
+        A NumPy number that broadcasts becomes a Python number, which widens no float32 array; a Python int or bool
+        where integers or booleans are expected becomes an array without axes.
+        """
+        if not (self._discrete or any(isinstance(v, np.number) for v in given)):
             return tuple(given)
-        pairs = zip(given, self.expand(len(given)), strict=True)
-        return tuple(v.item() if isinstance(v, np.number) and o.axes == ("...",) else v for v, o in pairs)
+        return tuple(_number(o, v) for o, v in zip(self.expand(len(given)), given, strict=True))
 
     def all_single(self, arrays: Sequence[Any]) -> bool:
         """True if every real operand that is given is a float32 array."""
@@ -190,6 +197,12 @@ def _operands(text: str) -> tuple[Operand, ...]:
     if not found or re.sub(r"[\s,]", "", _OPERAND.sub("", text)):
         raise ValueError(f"signature part {text!r} is not a list of name[axes]")
     return found
+
+
+def _number(operand: Operand, value: Any) -> Any:
+    if operand.differentiable:
+        return value.item() if isinstance(value, np.number) and operand.axes == ("...",) else value
+    return np.asarray(value) if isinstance(value, int) else value  # bool is an int
 
 
 def _wanted(kind: str) -> str:

@@ -105,7 +105,7 @@ class Op:
         """Split a call's arguments into operands, in the signature's order, and parameters.
 
         Where the last argument is operands of any number, they may be given one by one: f("ij,jk", a, b).
-        Beside an array, a NumPy number that broadcasts becomes a Python number: it may not widen float32.
+        Beside an array, numbers are read as NumPy would: none of them widens float32.
         """
         last = len(self._positional) - 1
         if self._collects and len(args) > last and not isinstance(args[-1], list | tuple):
@@ -116,7 +116,7 @@ class Op:
             self.__signature__.bind(*args, **kwargs)  # raises the TypeError that Python itself would
         given = self.signature.spread({o.name: values.pop(o.name) for o in self.signature.inputs})
         if any(isinstance(v, np.ndarray | Tensor) for v in given):
-            given = self.signature.weaken(given)
+            given = self.signature.take_numbers(given)
         return given, values
 
     def run(

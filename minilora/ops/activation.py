@@ -61,7 +61,7 @@ def relu(x: Array) -> tuple[Array, Any]:
 
 @relu.defvjp
 def _relu_vjp(grad: Array, keep: Array, need: Need) -> tuple[Array | None, ...]:
-    return (grad * keep,)
+    return (np.where(keep, grad, grad.dtype.type(0)),)  # not a product: 0 times infinity is NaN
 
 
 @op(

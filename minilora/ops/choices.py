@@ -74,7 +74,7 @@ def positive_part(x: Array) -> tuple[Array, Any]:
 
 @positive_part.defvjp
 def _positive_part_vjp(grad: Array, positive: Array, need: Need) -> tuple[Array | None, ...]:
-    return (grad * positive,)
+    return (np.where(positive, grad, grad.dtype.type(0)),)  # not a product: 0 times infinity is NaN
 
 
 @op("x[*] -> y[*]", domain={"x": KINK_AT_ZERO}, source="x = x⁺ - x⁻", formula="y = max(-x, 0)", saves="x < 0")
@@ -85,7 +85,7 @@ def negative_part(x: Array) -> tuple[Array, Any]:
 
 @negative_part.defvjp
 def _negative_part_vjp(grad: Array, negative: Array, need: Need) -> tuple[Array | None, ...]:
-    return (-grad * negative,)
+    return (np.where(negative, -grad, grad.dtype.type(0)),)
 
 
 def _clip_draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _limit(name: str, value: Any, absent: float) -> float:
 def _clip_vjp(
     grad: Array, inside: Array, need: Need, *, a_min: float | None, a_max: float | None
 ) -> tuple[Array | None, ...]:
-    return (grad * inside,)
+    return (np.where(inside, grad, grad.dtype.type(0)),)
 
 
 @op(

@@ -217,6 +217,36 @@ def test_where_keeps_float32_beside_a_number_and_refuses_a_condition_of_numbers(
         ops.where(np.array([1]), np.ones(1), np.ones(1))
 
 
+@pytest.mark.parametrize("condition", [True, False, np.True_])
+def test_where_takes_one_condition_for_all(condition):
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    z = ops.where(condition, x, y)
+    z.sum().backward()
+    assert z.data.tolist() == ([1, 2] if condition else [3, 4])
+    assert x.grad.tolist() == [float(condition)] * 2
+    assert y.grad.tolist() == [float(not condition)] * 2
+    with pytest.raises(ShapeError, match="where: condition has dtype int64, expected booleans"):
+        ops.where(1, x, y)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        ops.relu,
+        ops.positive_part,
+        ops.negative_part,
+        lambda x: x.clip(-0.5, 0.5),
+        lambda x: ops.where(x.data > 9, x, 0),
+    ],
+)
+def test_an_infinite_gradient_of_an_element_that_does_not_count_is_nothing(f):
+    x = leaf(-1.0, 1.0)
+    dead = f(leaf(-1.0, 1.0)).data == f(leaf(-1.01, 1.01)).data
+    f(x).backward(gradient=np.where(dead, np.inf, 1.0))
+    assert dead.any()
+    assert (x.grad[dead] == 0).all()
+
+
 def test_nan_in_the_branch_that_is_not_taken_stays_out_of_the_value_and_of_both_gradients():
     x, y = leaf(np.nan, 4.0), leaf(1.0, np.nan)
     z = ops.where(np.array([False, True]), x, y)

@@ -114,6 +114,7 @@ def test_take_gather_and_scatter_add_are_numpys():
     np.testing.assert_array_equal(ops.take(X, ids.astype(np.uint64) % 2, 1), np.take(X, ids % 2, 1))
     np.testing.assert_array_equal(ops.take(X, np.zeros((2, 0), int), 1), np.zeros((2, 2, 0, 4)))
     np.testing.assert_array_equal(tensor(X).take(3).data, X.take(3))
+    np.testing.assert_array_equal(ops.take(X, -1, 2), np.take(X, -1, 2))
     np.testing.assert_array_equal(tensor(X).take(tensor(np.array([1, 1])), axis=-1).data, X.take([1, 1], axis=-1))
     along = np.array([[[0, 1, 2, 0]], [[2, 2, 2, 2]]])
     np.testing.assert_array_equal(ops.gather(X, along, 1), np.take_along_axis(X, along, 1))
