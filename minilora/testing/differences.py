@@ -57,7 +57,8 @@ class Comparison:
     def __init__(
         self, near: Neighbourhood, claimed: dict[int, Claim], rtol: float, atol: float = 0.0, named: str = "vjp"
     ) -> None:
-        self.near, self.claimed, self.rtol, self.atol, self.named = near, claimed, rtol, atol, named
+        self.near, self.claimed, self.rtol, self.named = near, claimed, rtol, named
+        self.atol = max(atol, near.precision.tiny)
         self.tally = Tally()
 
     def findings(self, directions: Iterator[Direction]) -> Iterator[Finding]:

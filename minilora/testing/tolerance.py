@@ -49,6 +49,12 @@ class Precision:
 
     name: str
     eps: float
+    tiny: float  # the smallest number that has all its digits; what is smaller is as good as 0
+
+    @classmethod
+    def of(cls, dtype: DTypeLike) -> Precision:
+        limits: Any = np.finfo(dtype)
+        return cls(str(limits.dtype), float(limits.eps), float(limits.tiny))
 
     @property
     def rtol(self) -> float:
@@ -66,10 +72,10 @@ class Precision:
         return self.eps ** (1 / 4)
 
 
-DOUBLE = Precision("float64", float(np.finfo(np.float64).eps))
-SINGLE = Precision("float32", float(np.finfo(np.float32).eps))
-_longest = float(np.finfo(np.longdouble).eps)
-EXTENDED = Precision("longdouble", _longest) if _longest < DOUBLE.eps / 100 else None  # not every machine has it
+DOUBLE = Precision.of(np.float64)
+SINGLE = Precision.of(np.float32)
+_LONGEST = Precision.of(np.longdouble)
+EXTENDED = _LONGEST if _LONGEST.eps < DOUBLE.eps / 100 else None  # not every machine has it
 
 
 def roundings(shapes: Iterable[tuple[int, ...]]) -> int:

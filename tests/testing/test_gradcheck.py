@@ -65,6 +65,17 @@ def test_a_right_gradient_of_any_magnitude_is_accepted(name, magnitude):
         check_vjp(f, vjp, drawn(magnitude, 3, 4, seed=seed), seed=seed)
 
 
+@pytest.mark.parametrize("x", [-745.1, -744.0, -730.0, -720.0])
+def test_what_is_too_small_for_all_its_digits_is_as_good_as_nothing(x):
+    at = np.array(x)
+    check_vjp(np.exp, lambda g, x: g * np.exp(x), at)  # between 5e-324 and 2e-308
+    check_vjp(np.exp, lambda g, x: g * 0.0, at)
+    with pytest.raises(AssertionError, match=r"is wrong|cannot be judged"):
+        check_vjp(np.exp, lambda g, x: g * 1e-300, at)
+    with pytest.raises(AssertionError, match="is wrong"):
+        check_vjp(np.exp, lambda g, x: g * 1.01 * np.exp(x), np.array(-690.0))
+
+
 @pytest.mark.parametrize(
     ("factor", "magnitude"), [*((1 + 1e-4, m) for m in MAGNITUDES), (2, 1e-12), (-1, 1e-12), (0, 1e6), (1e-9, 1e6)]
 )
