@@ -86,9 +86,9 @@ def mutants(path: Path) -> list[Mutant]:
     tree = ast.parse(text)
     left_out: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name.lstrip("_").endswith("draw"):
+        if isinstance(node, ast.FunctionDef) and (node.name.endswith("draw") or node.name.startswith("any_")):
             left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        if isinstance(node, ast.keyword) and node.arg in ("params", "domain"):  # what tests may draw
+        if isinstance(node, ast.keyword) and node.arg in ("params", "domain", "draw"):  # what tests may draw
             left_out.update(range(node.value.lineno, (node.value.end_lineno or node.value.lineno) + 1))
         if isinstance(node, ast.Assert):  # our own mistakes, not behaviour
             left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))

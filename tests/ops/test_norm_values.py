@@ -80,6 +80,13 @@ def test_a_row_of_equal_elements_is_exactly_zero_and_its_gradient_that_of_a_smal
     np.testing.assert_allclose(x.grad, [[200, -100, -100]], rtol=1e-5)  # (g - mean g) / sqrt(eps)
 
 
+def test_eps_is_that_of_the_models_unless_given():
+    x = np.array([[1e-9, -1e-9]])  # so small that eps decides
+    np.testing.assert_allclose(ops.rms_norm(x, np.ones(2)), x / math.sqrt(1e-6))
+    np.testing.assert_allclose(ops.layer_norm(x), x / math.sqrt(1e-5))
+    np.testing.assert_allclose(ops.group_norm(x[..., None], num_groups=1), x[..., None] / math.sqrt(1e-5))
+
+
 def test_a_small_difference_of_large_numbers_keeps_its_digits():
     steps = np.array([[0.0, 1.0, 3.0]]) * 2.0**-40
     np.testing.assert_array_equal(ops.layer_norm(2.0**12 + steps, eps=0.0), ops.layer_norm(steps, eps=0.0))

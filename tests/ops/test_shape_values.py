@@ -32,6 +32,7 @@ def gradient(f, x, cotangent):
         (lambda: ops.concat([X, X[:, :1]], axis=1), lambda: np.concatenate([X, X[:, :1]], 1)),
         (lambda: ops.concat([X, X[0]], axis=None), lambda: np.concatenate([X, X[0]], None)),
         (lambda: ops.concat(tensor(X)), lambda: np.concatenate(X)),
+        (lambda: ops.stack([X, -X]), lambda: np.stack([X, -X])),
         (lambda: ops.stack([X, -X], axis=-1), lambda: np.stack([X, -X], -1)),
         (lambda: ops.unstack(X, -1)[3], lambda: X[..., 3]),
         (lambda: ops.pad(X[0], 1, constant_values=(3, 4)), lambda: np.pad(X[0], 1, constant_values=(3, 4))),
