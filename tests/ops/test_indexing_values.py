@@ -161,6 +161,7 @@ def test_gather_and_scatter_add_undo_each_other_as_transposes():
         ),
         (lambda: ops.scatter_add(X, np.full((2, 3, 1), 4), np.ones((2, 3, 1))), r"scatter_add: indices holds 4, but x"),
         (lambda: ops.take(X, np.array([0]), 3), r"take: x has shape \(2, 3, 4\), which does not fit axis 3"),
+        (lambda: ops.gather(X, np.zeros((2, 2, 4), int), 0), r"gather: indices has shape \(2, 2, 4\), but x has"),
         (lambda: ops.gather(X, np.zeros((2, 2, 4), int), 2), r"gather: indices has shape \(2, 2, 4\), but x has"),
         (lambda: ops.gather(X, np.full((2, 3, 1), -5)), r"gather: indices holds -5, but x has shape"),
         (

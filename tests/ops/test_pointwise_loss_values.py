@@ -173,6 +173,7 @@ def test_a_batch_mean_divides_by_the_first_axis_alone():
     x, t = np.zeros((2, 3, 4)), np.full((2, 3, 4), math.e)
     assert ops.kl_div(x, t, reduction="batchmean") == pytest.approx(math.e * 12, rel=1e-15)
     assert ops.kl_div(np.zeros(()), np.array(math.e), reduction="batchmean") == pytest.approx(math.e, rel=1e-15)
+    assert ops.kl_div(np.zeros((0, 4)), np.zeros((0, 4)), reduction="batchmean") == 0
 
 
 def test_logarithms_given_as_probabilities_are_refused_with_the_way_out():

@@ -147,6 +147,15 @@ def test_one_example_has_nothing_to_be_confused_with():
     np.testing.assert_array_equal(x.grad, [[0, 0]])
 
 
+def test_a_query_of_zeros_is_as_far_from_every_key():
+    queries, keys = tensor(np.zeros((2, 3)), requires_grad=True), tensor(np.eye(2, 3), requires_grad=True)
+    loss = ops.info_nce(queries, keys)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2), rel=1e-15)
+    assert np.isfinite(queries.grad).all()
+    assert not keys.grad.any()
+
+
 @pytest.mark.parametrize("bad", [0, -0.1, math.nan])
 def test_a_temperature_that_is_not_above_zero_is_refused(bad):
     with pytest.raises(ConfigError, match=f"info_nce: temperature is {bad}, expected a number above 0"):
