@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,6 +34,12 @@ NEEDS = {
     "longdouble": (np.finfo(np.longdouble).eps < np.finfo(np.float64).eps, "need a longdouble beyond float64"),
 }
 _deselected: dict[str, int] = {}
+
+
+def pytest_configure() -> None:
+    # A shell starts what it puts in the background deaf to Ctrl-C, and its children inherit that: tests send it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
