@@ -1,10 +1,11 @@
-"""Say at the end of a run how much the operator laws have looked at."""
+"""Operators are tested without a warning or an overflow; and what the laws have looked at is said at the end."""
 
 from __future__ import annotations
 
 import pytest
 
 from minilora import kernels
+from minilora.testing.opcheck import strict
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -36,6 +37,12 @@ def _summarise_planted(terminalreporter):
             f"planted faults: {planted} wrong gradients of {len(reports)} operators, all rejected; "
             f"{excluded} pairs left out, since the fault changes nothing there on any call"
         )
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_no_overflow():
+    with strict():
+        yield
 
 
 @pytest.fixture(autouse=True)

