@@ -9,34 +9,37 @@
 #include <cpuid.h>
 #endif
 
-typedef size_t workspace_function(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads);
-typedef void forward_function(float *y, float *hidden, const float *x, const float *w, const float *a,
-                              const float *b, const float *bias, void *workspace,
-                              ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                              float scale, int w_layout, int n_threads);
-typedef void backward_function(float *grad_x, float *grad_a, float *grad_b, const float *grad, const float *x,
-                               const float *hidden, const float *w, const float *a, const float *b,
-                               void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                               float scale, int accumulate, int w_layout, int n_threads);
+/* Every function that is compiled once per instruction set: its type, name, parameters, and these again as arguments. */
+#define KERNELS(K)                                                                                                    \
+    K(size_t, lora_workspace_f32, (ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads),                 \
+      (m, n, k, r, n_threads))                                                                                        \
+    K(void, lora_forward_f32,                                                                                         \
+      (float *y, float *hidden, const float *x, const float *w, const float *a, const float *b, const float *bias,    \
+       void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, float scale, int w_layout, int n_threads), \
+      (y, hidden, x, w, a, b, bias, workspace, m, n, k, r, scale, w_layout, n_threads))                               \
+    K(void, lora_backward_f32,                                                                                        \
+      (float *grad_x, float *grad_a, float *grad_b, const float *grad, const float *x, const float *hidden,           \
+       const float *w, const float *a, const float *b, void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,        \
+       ptrdiff_t r, float scale, int accumulate, int w_layout, int n_threads),                                        \
+      (grad_x, grad_a, grad_b, grad, x, hidden, w, a, b, workspace, m, n, k, r, scale, accumulate, w_layout,          \
+       n_threads))
 
+#define FIELD(type, name, parameters, arguments) type(*name) parameters;
 typedef struct {
     const char *name;
     int (*runs_here)(void);
-    workspace_function *workspace;
-    forward_function *forward;
-    backward_function *backward;
+    KERNELS(FIELD)
 } isa;
 
-#define DECLARE(suffix)                                       \
-    workspace_function minilora_lora_workspace_f32##suffix;   \
-    forward_function minilora_lora_forward_f32##suffix;       \
-    backward_function minilora_lora_backward_f32##suffix;
-#define ENTRY(name, runs_here, suffix)                                                \
-    {name, runs_here, minilora_lora_workspace_f32##suffix, minilora_lora_forward_f32##suffix, \
-     minilora_lora_backward_f32##suffix},
+#define DECLARE_BASELINE(type, name, parameters, arguments) type minilora_##name##_baseline parameters;
+#define DECLARE_V3(type, name, parameters, arguments) type minilora_##name##_v3 parameters;
+#define DECLARE_V4(type, name, parameters, arguments) type minilora_##name##_v4 parameters;
+#define BASELINE(type, name, parameters, arguments) minilora_##name##_baseline,
+#define V3(type, name, parameters, arguments) minilora_##name##_v3,
+#define V4(type, name, parameters, arguments) minilora_##name##_v4,
 
 static int always(void) { return 1; }
-DECLARE(_baseline)
+KERNELS(DECLARE_BASELINE)
 
 #ifdef MINILORA_HAVE_V3
 /* Everything that -march=x86-64-v3 lets a compiler emit: a hypervisor may mask any bit of it.  Bits by cpuid, since
@@ -54,7 +57,7 @@ static int has_v3(void)
     return __builtin_cpu_supports("avx") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
         && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
-DECLARE(_v3)
+KERNELS(DECLARE_V3)
 #endif
 
 #ifdef MINILORA_HAVE_V4
@@ -64,16 +67,16 @@ static int has_v4(void)
         && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq")
         && __builtin_cpu_supports("avx512vl");
 }
-DECLARE(_v4)
+KERNELS(DECLARE_V4)
 #endif
 
 static const isa isas[] = {
-    ENTRY("baseline", always, _baseline)
+    {"baseline", always, KERNELS(BASELINE)},
 #ifdef MINILORA_HAVE_V3
-    ENTRY("x86-64-v3", has_v3, _v3)
+    {"x86-64-v3", has_v3, KERNELS(V3)},
 #endif
 #ifdef MINILORA_HAVE_V4
-    ENTRY("x86-64-v4", has_v4, _v4)
+    {"x86-64-v4", has_v4, KERNELS(V4)},
 #endif
 };
 
@@ -121,24 +124,7 @@ int minilora_has_openmp(void)
 #endif
 }
 
-size_t minilora_lora_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads)
-{
-    return isas[chosen].workspace(m, n, k, r, n_threads);
-}
-
-void minilora_lora_forward_f32(float *y, float *hidden, const float *x, const float *w, const float *a,
-                               const float *b, const float *bias, void *workspace,
-                               ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                               float scale, int w_layout, int n_threads)
-{
-    isas[chosen].forward(y, hidden, x, w, a, b, bias, workspace, m, n, k, r, scale, w_layout, n_threads);
-}
-
-void minilora_lora_backward_f32(float *grad_x, float *grad_a, float *grad_b, const float *grad, const float *x,
-                                const float *hidden, const float *w, const float *a, const float *b,
-                                void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                                float scale, int accumulate, int w_layout, int n_threads)
-{
-    isas[chosen].backward(grad_x, grad_a, grad_b, grad, x, hidden, w, a, b, workspace, m, n, k, r, scale,
-                          accumulate, w_layout, n_threads);
-}
+/* GNU C lets a function of type void return the call of another. */
+#define ROUTE(type, name, parameters, arguments) \
+    type minilora_##name parameters { return isas[chosen].name arguments; }
+KERNELS(ROUTE)

@@ -15,6 +15,8 @@
 #define minilora_lora_workspace_f32 MINILORA_NAME(minilora_lora_workspace_f32)
 #define minilora_lora_forward_f32 MINILORA_NAME(minilora_lora_forward_f32)
 #define minilora_lora_backward_f32 MINILORA_NAME(minilora_lora_backward_f32)
+#define minilora_team MINILORA_NAME(minilora_team)
+#define minilora_meet MINILORA_NAME(minilora_meet)
 #define minilora_transpose MINILORA_NAME(minilora_transpose)
 #define minilora_pack_panel MINILORA_NAME(minilora_pack_panel)
 #define minilora_dot_product MINILORA_NAME(minilora_dot_product)
@@ -61,6 +63,9 @@ enum {
     /* Floats of scratch that minilora_product needs; one such piece a thread. */
     SCRATCH = TILE_ROWS * TILE_STRIDE + BLOCK_K * BLOCK_N
 };
+
+static inline ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
 /* A matrix where it lies: element (i, j) is at[i * stride + j], or at[j * stride + i] if transposed. */
 typedef struct {
@@ -109,7 +114,20 @@ rect minilora_share(const product *p, int part, int parts);
 /* Compute a share; scratch holds SCRATCH floats aligned to 64 bytes and belongs to this thread. */
 void minilora_product(const product *p, rect where, float *scratch);
 
-static inline ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
-static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
+/* One thread's part of a job. */
+typedef void part_function(const void *job, int part, int parts);
+
+/* Call work(job, part, parts) on a team of at most n_threads; on this thread alone where the job's cost, in
+ * multiply-adds or what takes as long, is too small to share. */
+void minilora_team(part_function *work, const void *job, double cost, int n_threads);
+
+/* Inside a job: wait until every thread of its team is here. */
+void minilora_meet(int parts);
+
+/* The first of `items` that belongs to `part`: a team's parts are disjoint, in order, and as even as can be. */
+static inline ptrdiff_t part_start(ptrdiff_t items, int part, int parts)
+{
+    return items / parts * part + smaller(items % parts, part);
+}
 
 #endif /* MINILORA_INTERNAL_H */

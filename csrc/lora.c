@@ -2,15 +2,6 @@
 #include "internal.h"
 
 #include <stdint.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-/* Below this many multiply-adds, each float of W counted 16 times more for its reading, a parallel region is not
- * worth entering: some 10 microseconds can be won, and on a machine that others use too, milliseconds lost. */
-#ifndef MINILORA_SERIAL_WORK
-#define MINILORA_SERIAL_WORK 4e6
-#endif
 
 enum { ALIGN = 64 };
 
@@ -43,22 +34,10 @@ static parts_of_workspace cut(void *workspace, ptrdiff_t m, ptrdiff_t k, ptrdiff
     };
 }
 
-/* A lone thread enters no parallel region at all. */
-static int team_size(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads)
+/* In multiply-adds; each float of W counts 16 times more for its reading. */
+static double cost(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r)
 {
-    const double work = (double)(m + 16) * ((double)n * (double)k + (double)r * (double)(n + k));
-    return work < MINILORA_SERIAL_WORK || n_threads < 1 ? 1 : n_threads;
-}
-
-/* Wait for the team, of which a lone thread knows nothing. */
-static void meet(int parts)
-{
-    (void)parts;
-#ifdef _OPENMP
-    if (parts > 1) {
-#pragma omp barrier
-    }
-#endif
+    return (double)(m + 16) * ((double)n * (double)k + (double)r * (double)(n + k));
 }
 
 static void compute_share(const product *p, int part, int parts, float *scratch)
@@ -66,14 +45,20 @@ static void compute_share(const product *p, int part, int parts, float *scratch)
     minilora_product(p, minilora_share(p, part, parts), scratch);
 }
 
-static void forward_share(const product *down, const product *whole, float *scratch, int part, int parts)
+typedef struct {
+    product down, whole;
+    float *scratch;
+} forward_job;
+
+static void forward_part(const void *job, int part, int parts)
 {
-    scratch += part * round_up(SCRATCH);
-    if (down->n > 0) {
-        compute_share(down, part, parts, scratch);
-        meet(parts);
+    const forward_job *const all = job;
+    float *const scratch = all->scratch + part * round_up(SCRATCH);
+    if (all->down.n > 0) {
+        compute_share(&all->down, part, parts, scratch);
+        minilora_meet(parts);
     }
-    compute_share(whole, part, parts, scratch);
+    compute_share(&all->whole, part, parts, scratch);
 }
 
 void minilora_lora_forward_f32(float *restrict y, float *restrict hidden,
@@ -84,28 +69,22 @@ void minilora_lora_forward_f32(float *restrict y, float *restrict hidden,
 {
     const parts_of_workspace space = cut(workspace, m, k, r);
     const int transposed = w_layout == MINILORA_W_NK;
-    const product down = {
-        .c = hidden, .m = m, .n = r,
-        .first = {{x, k, 0}, {space.turned_a, k, 1}, k, 1.0f},
+    const forward_job job = {
+        .down = {
+            .c = hidden, .m = m, .n = r,
+            .first = {{x, k, 0}, {space.turned_a, k, 1}, k, 1.0f},
+        },
+        .whole = {
+            .c = y, .bias = bias, .m = m, .n = n,
+            .first = {{x, k, 0}, {w, transposed ? k : n, transposed}, k, 1.0f},
+            .second = {{hidden, r, 0}, {b, n, 0}, r, scale},
+        },
+        .scratch = space.scratch,
     };
-    const product whole = {
-        .c = y, .bias = bias, .m = m, .n = n,
-        .first = {{x, k, 0}, {w, transposed ? k : n, transposed}, k, 1.0f},
-        .second = {{hidden, r, 0}, {b, n, 0}, r, scale},
-    };
-    const int threads = team_size(m, n, k, r, n_threads);
-    (void)threads;
     if (m == 0)
         return;
     minilora_transpose(space.turned_a, k, a, r, k, r);
-#ifdef _OPENMP
-    if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-        forward_share(&down, &whole, space.scratch, omp_get_thread_num(), omp_get_num_threads());
-        return;
-    }
-#endif
-    forward_share(&down, &whole, space.scratch, 0, 1);
+    minilora_team(forward_part, &job, cost(m, n, k, r), n_threads);
 }
 
 /* grad_A (k, r) = x^T . grad_h, computed as its transpose: only so is the long side contiguous. */
@@ -120,21 +99,27 @@ static void grad_a_share(float *grad_a, const product *turned, int part, int par
     minilora_transpose(out, r, mine, k, rows, cols);
 }
 
+typedef struct {
+    product up, whole, turned_grad_a, grad_b;
+    float *grad_a, *scratch;
+} backward_job;
+
 /* Each product where its output is wanted; grad_h first, since two of the others read all of it. */
-static void backward_share(const product *up, const product *whole, const product *turned_grad_a, float *grad_a,
-                           const product *whole_grad_b, float *scratch, int part, int parts)
+static void backward_part(const void *job, int part, int parts)
 {
-    scratch += part * round_up(SCRATCH);
-    if (up->n > 0 && (whole->c || grad_a)) {
-        compute_share(up, part, parts, scratch);
-        meet(parts);
+    const backward_job *const all = job;
+    float *const scratch = all->scratch + part * round_up(SCRATCH);
+    const int low_rank = all->up.n > 0;
+    if (low_rank && (all->whole.c || all->grad_a)) {
+        compute_share(&all->up, part, parts, scratch);
+        minilora_meet(parts);
     }
-    if (up->n > 0 && grad_a)
-        grad_a_share(grad_a, turned_grad_a, part, parts, scratch);
-    if (up->n > 0 && whole_grad_b->c)
-        compute_share(whole_grad_b, part, parts, scratch);
-    if (whole->c)
-        compute_share(whole, part, parts, scratch);
+    if (low_rank && all->grad_a)
+        grad_a_share(all->grad_a, &all->turned_grad_a, part, parts, scratch);
+    if (low_rank && all->grad_b.c)
+        compute_share(&all->grad_b, part, parts, scratch);
+    if (all->whole.c)
+        compute_share(&all->whole, part, parts, scratch);
 }
 
 void minilora_lora_backward_f32(float *restrict grad_x, float *restrict grad_a, float *restrict grad_b,
@@ -146,34 +131,27 @@ void minilora_lora_backward_f32(float *restrict grad_x, float *restrict grad_a, 
 {
     const parts_of_workspace space = cut(workspace, m, k, r);
     const int transposed = w_layout != MINILORA_W_NK;           /* of W^T (n, k) */
-    const product up = {
-        .c = space.grad_h, .m = m, .n = r,
-        .first = {{grad, n, 0}, {b, n, 1}, n, 1.0f},
+    const backward_job job = {
+        .up = {
+            .c = space.grad_h, .m = m, .n = r,
+            .first = {{grad, n, 0}, {b, n, 1}, n, 1.0f},
+        },
+        .whole = {
+            .c = grad_x, .m = m, .n = k,
+            .first = {{grad, n, 0}, {w, transposed ? n : k, transposed}, n, 1.0f},
+            .second = {{space.grad_h, r, 0}, {space.turned_a, k, 0}, r, scale},
+        },
+        .turned_grad_a = {
+            .c = space.turned_grad_a, .accumulate = accumulate, .m = r, .n = k,
+            .first = {{space.grad_h, r, 1}, {x, k, 0}, m, scale},
+        },
+        .grad_b = {
+            .c = grad_b, .accumulate = accumulate, .m = r, .n = n,
+            .first = {{hidden, r, 1}, {grad, n, 0}, m, scale},
+        },
+        .grad_a = grad_a, .scratch = space.scratch,
     };
-    const product whole = {
-        .c = grad_x, .m = m, .n = k,
-        .first = {{grad, n, 0}, {w, transposed ? n : k, transposed}, n, 1.0f},
-        .second = {{space.grad_h, r, 0}, {space.turned_a, k, 0}, r, scale},
-    };
-    const product turned_grad_a = {
-        .c = space.turned_grad_a, .accumulate = accumulate, .m = r, .n = k,
-        .first = {{space.grad_h, r, 1}, {x, k, 0}, m, scale},
-    };
-    const product whole_grad_b = {
-        .c = grad_b, .accumulate = accumulate, .m = r, .n = n,
-        .first = {{hidden, r, 1}, {grad, n, 0}, m, scale},
-    };
-    const int threads = team_size(m, n, k, r, n_threads);
-    (void)threads;
     if (grad_x)
         minilora_transpose(space.turned_a, k, a, r, k, r);
-#ifdef _OPENMP
-    if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-        backward_share(&up, &whole, &turned_grad_a, grad_a, &whole_grad_b, space.scratch, omp_get_thread_num(),
-                       omp_get_num_threads());
-        return;
-    }
-#endif
-    backward_share(&up, &whole, &turned_grad_a, grad_a, &whole_grad_b, space.scratch, 0, 1);
+    minilora_team(backward_part, &job, cost(m, n, k, r), n_threads);
 }

@@ -1,4 +1,4 @@
-"""Choose, once per process, the compiled kernel or NumPy, its instruction set and its threads; call the kernel.
+"""Choose, once per process, the compiled kernel or NumPy, its instruction set and its threads.
 
 Environment variables, read here and nowhere else, when something is first computed or asked:
 
@@ -16,19 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-
 from minilora.errors import ConfigError
 from minilora.kernels.frozen import FrozenWeight
 
 __all__ = [
     "Backend",
     "FrozenWeight",
+    "compiled",
     "get_include",
     "info",
-    "lora_backward",
-    "lora_forward",
     "set_num_threads",
+    "threads",
     "use_native",
 ]
 
@@ -57,7 +55,8 @@ def _environment(name: str, allowed: tuple[str, ...]) -> str:
 _set_threads: int | None = None  # by set_num_threads
 
 
-def _threads() -> int:
+def threads() -> int:
+    """Return how many threads a call of the compiled kernel may use."""
     return _set_threads or _threads_of_environment()
 
 
@@ -94,14 +93,14 @@ def _choose() -> tuple[ModuleType | None, str | None]:
     required = _environment("MINILORA_REQUIRE_KERNELS", ("0", "1")) == "1"
     if wanted == "reference":
         return None, "MINILORA_BACKEND=reference"
-    native, reason = _load_native()
-    if native is None and (required or wanted == "native"):
+    module, reason = _load_native()
+    if module is None and (required or wanted == "native"):
         setting = "MINILORA_REQUIRE_KERNELS=1" if required else "MINILORA_BACKEND=native"
         raise ConfigError(f"{setting}, but there is no compiled kernel: {reason}\n  build it, or unset the variable")
-    if native is not None:
-        runs_here = tuple(native._kernels.instruction_sets())
-        native._kernels.choose(_environment("MINILORA_ISA", runs_here) or runs_here[-1])
-    return native, reason
+    if module is not None:
+        runs_here = tuple(module._kernels.instruction_sets())
+        module._kernels.choose(_environment("MINILORA_ISA", runs_here) or runs_here[-1])
+    return module, reason
 
 
 def use_native() -> bool:
@@ -111,12 +110,12 @@ def use_native() -> bool:
 
 def info() -> Backend:
     """Return what was chosen, and why the compiled kernel is not used where it is not."""
-    native, reason = _choose()
-    if native is None:
-        return Backend("reference", None, _threads(), False, None, reason)
-    kernels = native._kernels
-    threads = kernels.allowed_threads(_threads()) if kernels.has_openmp() else 1
-    return Backend("native", kernels.chosen(), threads, kernels.has_openmp(), kernels.compiler(), None)
+    module, reason = _choose()
+    if module is None:
+        return Backend("reference", None, threads(), False, None, reason)
+    kernels = module._kernels
+    team = kernels.allowed_threads(threads()) if kernels.has_openmp() else 1
+    return Backend("native", kernels.chosen(), team, kernels.has_openmp(), kernels.compiler(), None)
 
 
 def set_num_threads(n: int) -> None:
@@ -137,55 +136,12 @@ def get_include() -> str:
     return str(installed if installed.is_dir() else checkout)
 
 
-def _native(caller: str) -> ModuleType:
-    """Return the module that calls the kernel; raise ConfigError, with the reason, where there is none."""
-    native, reason = _choose()
-    if native is None:
+def compiled() -> ModuleType:
+    """Return minilora.kernels.native, which calls the kernel; raise ConfigError, with the reason, if that is off."""
+    module, reason = _choose()
+    if module is None:
         raise ConfigError(
-            f"{caller}: the compiled kernel is needed, but it is not in use: {reason}\n"
-            "  call minilora.ops.lora_matmul, which computes in NumPy then"
+            f"the compiled kernel is needed, but it is not in use: {reason}\n"
+            "  call the operator in minilora.ops instead, which computes in NumPy then"
         )
-    return native
-
-
-def lora_forward(
-    x: np.ndarray,
-    w: np.ndarray,
-    a: np.ndarray | None,
-    b: np.ndarray | None,
-    bias: np.ndarray | None,
-    scale: float,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return y = x W + bias + scale (x A) B, and hidden = x A for the backward pass.
-
-    x     (M, K)  float32, C-contiguous, as are a, b and bias
-    w     (K, N)  either memory order: C-contiguous, or the transposed view of a C-contiguous (N, K)
-    a     (K, R)  or None with b for the plain linear layer; hidden is then None
-    b     (R, N)
-    bias  (N,)    or None
-
-    Raises ShapeError where the sizes, the dtype or the memory order do not fit, ConfigError without a kernel.
-    """
-    return _native("lora_forward").lora_forward(x, w, a, b, bias, scale, _threads())
-
-
-def lora_backward(
-    grad: np.ndarray,
-    x: np.ndarray | None,
-    hidden: np.ndarray | None,
-    w: np.ndarray,
-    a: np.ndarray | None,
-    b: np.ndarray | None,
-    scale: float,
-    need: tuple[bool, bool, bool],
-) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """Return the gradients with respect to x, a and b; None where ``need`` is False.
-
-    grad    (M, N)  gradient with respect to y
-    x       (M, K)  may be None unless a's gradient is needed
-    hidden  (M, R)  as lora_forward returned it; may be None unless b's gradient is needed
-    need            (x, a, b): which gradients are wanted
-
-    Raises ShapeError where the sizes, the dtype or the memory order do not fit, ConfigError without a kernel.
-    """
-    return _native("lora_backward").lora_backward(grad, x, hidden, w, a, b, scale, need, _threads())
+    return module

@@ -74,7 +74,16 @@ def lora_forward(
     scale: float,
     n_threads: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return y (M, N) and hidden (M, R); see ``minilora.kernels.lora_forward``."""
+    """Return y = x W + bias + scale (x A) B, and hidden = x A for the backward pass.
+
+    x     (M, K)  float32, C-contiguous, as are a, b and bias
+    w     (K, N)  either memory order: C-contiguous, or the transposed view of a C-contiguous (N, K)
+    a     (K, R)  or None with b for the plain linear layer; hidden is then None
+    b     (R, N)
+    bias  (N,)    or None
+
+    Raises ShapeError where the sizes, the dtype or the memory order do not fit.
+    """
     try:
         stored, is_nk = _stored(w)
         (m, k), n, r = x.shape, w.shape[1], 0 if a is None else a.shape[1]
@@ -104,7 +113,15 @@ def lora_backward(
     need: tuple[bool, bool, bool],
     n_threads: int,
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    """Return the gradients of x (M, K), a (K, R), b (R, N); see ``minilora.kernels.lora_backward``."""
+    """Return the gradients with respect to x, a and b; None where ``need`` is False.
+
+    grad    (M, N)  gradient with respect to y
+    x       (M, K)  may be None unless a's gradient is needed
+    hidden  (M, R)  as lora_forward returned it; may be None unless b's gradient is needed
+    need            (x, a, b): which gradients are wanted
+
+    Raises ShapeError where the sizes, the dtype or the memory order do not fit.
+    """
     try:
         stored, is_nk = _stored(w)
         (m, n), k, r = grad.shape, w.shape[0], 0 if a is None else a.shape[1]

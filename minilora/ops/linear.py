@@ -53,7 +53,8 @@ def _linear_kernel(
     x: Array, W: Array | FrozenWeight, bias: Array | None = None, *, need: tuple[bool, ...]
 ) -> tuple[Array, Any]:
     flat = packed(x)
-    y, _ = kernels.lora_forward(flat, dense(W), None, None, None if bias is None else np.ascontiguousarray(bias), 1.0)
+    bias = None if bias is None else np.ascontiguousarray(bias)
+    y, _ = kernels.compiled().lora_forward(flat, dense(W), None, None, bias, 1.0, kernels.threads())
     return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] else None, W)
 
 
@@ -63,8 +64,8 @@ def _linear_kernel_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple
     grad_x = None
     if need[0]:
         wanted = (True, False, False)
-        grad_x = kernels.lora_backward(packed(grad), None, None, dense(W), None, None, 1.0, wanted)[0]
-        assert grad_x is not None
+        operands = packed(grad), None, None, dense(W), None, None
+        grad_x = kernels.compiled().lora_backward(*operands, 1.0, wanted, kernels.threads())[0]
         grad_x = grad_x.reshape(*grad.shape[:-1], W.shape[0])
     return grad_x, *_linear_vjp(grad, saved, (False, *need[1:]))[1:]
 

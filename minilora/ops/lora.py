@@ -76,7 +76,7 @@ def _lora_matmul_kernel(
 ) -> tuple[Array, Any]:
     flat, A, B = packed(x), packed(A), packed(B)
     bias = None if bias is None else np.ascontiguousarray(bias)
-    y, hidden = kernels.lora_forward(flat, dense(W), A, B, bias, scale)
+    y, hidden = kernels.compiled().lora_forward(flat, dense(W), A, B, bias, scale, kernels.threads())
     return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] or need[2] else None, W, A, B, hidden)
 
 
@@ -86,7 +86,8 @@ def _lora_matmul_kernel_vjp(
 ) -> tuple[Array | None, ...]:
     x, W, A, B, hidden = saved
     flat = packed(grad)
-    grad_x, grad_A, grad_B = kernels.lora_backward(flat, x, hidden, dense(W), A, B, scale, (need[0], need[2], need[3]))
+    operands, wanted = (flat, x, hidden, dense(W), A, B), (need[0], need[2], need[3])
+    grad_x, grad_A, grad_B = kernels.compiled().lora_backward(*operands, scale, wanted, kernels.threads())
     if grad_x is not None:
         grad_x = grad_x.reshape(*grad.shape[:-1], grad_x.shape[-1])
     grad_W = x.T @ flat if need[1] else None
