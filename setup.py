@@ -57,8 +57,10 @@ class BuildKernels(build_ext):
         # The compiler was set up by run(), so only here can it be asked what it understands.
         choices = ["-fopenmp"], ["-fopenmp-simd"]
         simd = next((flags for flags in choices if self.works(compile_flags=flags, link_flags=flags)), [])
-        # ISO mode would switch the fused multiply-add off, which is half the speed.
-        base = ["-std=c11", "-ffp-contract=fast", "-O3", "-g0", *simd]
+        # ISO mode would switch the fused multiply-add off, which is half the speed. Nobody asks for errno or for the
+        # exceptions that a comparison may raise, and caring for them keeps a loop with a choice in it scalar.
+        strict = ["-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+        base = [*strict, "-O3", "-g0", *simd]
         for name, flags in INSTRUCTION_SETS.items():
             if name != "baseline":
                 if not self.works(compile_flags=flags, link_flags=[]):

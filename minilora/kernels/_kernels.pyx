@@ -62,7 +62,7 @@ def chosen() -> str:
     return minilora_isa_name(minilora_isa_chosen()).decode()
 
 
-def workspace_bytes(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads) -> int:
+def lora_workspace(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads) -> int:
     return minilora_lora_workspace_f32(m, n, k, r, n_threads)
 
 
@@ -82,11 +82,9 @@ cdef inline int expect(str op, str name, ptrdiff_t rows, ptrdiff_t cols, ptrdiff
     return 0
 
 
-cdef int expect_workspace(str op, unsigned char[::1] workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                          int n_threads) except -1:
+cdef int expect_workspace(str op, unsigned char[::1] workspace, size_t needed, int n_threads) except -1:
     if n_threads < 1:
         raise ValueError(f"{op}: n_threads must be at least 1, got {n_threads}")
-    cdef size_t needed = minilora_lora_workspace_f32(m, n, k, r, n_threads)
     if <size_t>workspace.shape[0] < needed:
         raise ValueError(f"{op}: workspace has {workspace.shape[0]} bytes, need {needed}")
     return 0
@@ -116,7 +114,7 @@ def lora_forward(float[:, ::1] y not None, float[:, ::1] hidden, const float[:, 
         expect("lora_forward", "hidden", hidden.shape[0], hidden.shape[1], m, r, "(M, R)")
     if bias is not None and bias.shape[0] != n:
         raise ShapeError(f"lora_forward: bias is ({bias.shape[0]},), need (N,) = ({n},)")
-    expect_workspace("lora_forward", workspace, m, n, k, r, n_threads)
+    expect_workspace("lora_forward", workspace, minilora_lora_workspace_f32(m, n, k, r, n_threads), n_threads)
     if m == 0 or n == 0 and r == 0:
         return
     cdef float *y0 = start_of_output(y)
@@ -166,7 +164,7 @@ def lora_backward(float[:, ::1] grad_x, float[:, ::1] grad_a, float[:, ::1] grad
         expect("lora_backward", "grad_a", grad_a.shape[0], grad_a.shape[1], k, r, "(K, R)")
     if grad_b is not None:
         expect("lora_backward", "grad_b", grad_b.shape[0], grad_b.shape[1], r, n, "(R, N)")
-    expect_workspace("lora_backward", workspace, m, n, k, r, n_threads)
+    expect_workspace("lora_backward", workspace, minilora_lora_workspace_f32(m, n, k, r, n_threads), n_threads)
     cdef float *grad_x0 = start_of_output(grad_x)
     cdef float *grad_a0 = start_of_output(grad_a)
     cdef float *grad_b0 = start_of_output(grad_b)

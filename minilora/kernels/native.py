@@ -17,9 +17,8 @@ BASELINE_CALL_WORK = 2e9
 _own = threading.local()
 
 
-def _workspace(m: int, n: int, k: int, r: int, n_threads: int) -> np.ndarray:
-    """Return this Python thread's workspace, grown to what the call needs."""
-    size = _kernels.workspace_bytes(m, n, k, r, n_threads)
+def _workspace(size: int) -> np.ndarray:
+    """Return this Python thread's workspace, grown to at least ``size`` bytes; what it holds is of no meaning."""
     space: np.ndarray | None = getattr(_own, "space", None)
     if space is None or space.size < size:
         space = _own.space = np.empty(size, dtype=np.uint8)
@@ -90,7 +89,7 @@ def lora_forward(
         y = np.empty((m, n), dtype=np.float32)
         hidden = None if a is None else np.empty((m, r), dtype=np.float32)
         rows = _block_rows(m, n, k)
-        space = _workspace(rows, n, k, r, n_threads)
+        space = _workspace(_kernels.lora_workspace(rows, n, k, r, n_threads))
         for i in range(0, m, rows):
             part = slice(i, i + rows)
             kept = None if hidden is None else hidden[part]
@@ -129,7 +128,7 @@ def lora_backward(
         grad_a = np.empty((k, r), dtype=np.float32) if need[1] and a is not None else None
         grad_b = np.empty((r, n), dtype=np.float32) if need[2] and a is not None else None
         rows = _block_rows(m, n, k)
-        space = _workspace(rows, n, k, r, n_threads)
+        space = _workspace(_kernels.lora_workspace(rows, n, k, r, n_threads))
         for i in range(0, max(m, 1), rows):
             part = slice(i, i + rows)
             _kernels.lora_backward(
