@@ -14,15 +14,16 @@
     K(size_t, lora_workspace_f32, (ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads),                 \
       (m, n, k, r, n_threads))                                                                                        \
     K(void, lora_forward_f32,                                                                                         \
-      (float *y, float *hidden, const float *x, const float *w, const float *a, const float *b, const float *bias,    \
-       void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, float scale, int w_layout, int n_threads), \
-      (y, hidden, x, w, a, b, bias, workspace, m, n, k, r, scale, w_layout, n_threads))                               \
+      (float *y, float *hidden, const float *x, const void *w, const float *a, const float *b, const float *bias,     \
+       void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, float scale, int w_layout, int w_storage,  \
+       int n_threads),                                                                                                \
+      (y, hidden, x, w, a, b, bias, workspace, m, n, k, r, scale, w_layout, w_storage, n_threads))                    \
     K(void, lora_backward_f32,                                                                                        \
       (float *grad_x, float *grad_a, float *grad_b, const float *grad, const float *x, const float *hidden,           \
-       const float *w, const float *a, const float *b, void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,        \
-       ptrdiff_t r, float scale, int accumulate, int w_layout, int n_threads),                                        \
+       const void *w, const float *a, const float *b, void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,         \
+       ptrdiff_t r, float scale, int accumulate, int w_layout, int w_storage, int n_threads),                         \
       (grad_x, grad_a, grad_b, grad, x, hidden, w, a, b, workspace, m, n, k, r, scale, accumulate, w_layout,          \
-       n_threads))
+       w_storage, n_threads))
 
 #define FIELD(type, name, parameters, arguments) type(*name) parameters;
 typedef struct {

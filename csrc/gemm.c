@@ -85,11 +85,11 @@ static void copy_rows(float *restrict tile_a, view a, ptrdiff_t i, ptrdiff_t row
     if (a.transposed) {
         for (ptrdiff_t k = k0; k < k1; k++)
             for (ptrdiff_t row = 0; row < rows; row++)
-                tile_a[row * TILE_STRIDE + k - k0] = scale * a.at[k * a.stride + i + row];
+                tile_a[row * TILE_STRIDE + k - k0] = scale * line_of(a, k)[i + row];
     } else {
         for (ptrdiff_t row = 0; row < rows; row++)
             for (ptrdiff_t k = k0; k < k1; k++)
-                tile_a[row * TILE_STRIDE + k - k0] = scale * a.at[(i + row) * a.stride + k];
+                tile_a[row * TILE_STRIDE + k - k0] = scale * line_of(a, i + row)[k];
     }
 }
 
@@ -122,10 +122,8 @@ static void block(const product *p, rect where, ptrdiff_t k0, ptrdiff_t k1, int 
     const float *in_place = NULL;
 
     if (direct && depth > 0)
-        in_place = source->b.at + (k0 < p->first.k ? k0 : k0 - p->first.k) * source->b.stride;
-    for (ptrdiff_t j = direct ? whole : where.j0; j < where.j1; j += TILE_COLS)
-        minilora_pack_panel(panels + (j - where.j0) / TILE_COLS * panel_size, p, k0, k1, j,
-                            smaller(TILE_COLS, where.j1 - j));
+        in_place = line_of(source->b, k0 < p->first.k ? k0 : k0 - p->first.k);
+    minilora_pack(panels, p, k0, k1, direct ? whole : where.j0, where.j1);
 
     for (ptrdiff_t i = where.i0; i < where.i1; i += height) {
         const ptrdiff_t rows = smaller(height, where.i1 - i);
@@ -173,14 +171,32 @@ static void direct_product(const product *p, rect where, ptrdiff_t k, int go_on,
     }
 }
 
-static int few_rows(const product *p)
+/* Whether dot.c may compute it: it decodes a few lines at a time into scratch, which must hold them. */
+static int has_lines(const product *p)
 {
-    return p->m <= (p->first.b.transposed ? DOT_M : DIRECT_M);
+    const view b = p->first.b;
+    return b.transposed && (b.storage == MINILORA_F32 || p->first.k <= SCRATCH / DOT_COLS);
 }
 
 static int is_dot(const product *p)
 {
-    return p->first.b.transposed && (few_rows(p) || (p->n <= NARROW_N && p->second.k == 0));
+    return has_lines(p) && (p->m <= DOT_M || (p->n <= NARROW_N && p->second.k == 0));
+}
+
+static int is_line(const product *p)
+{
+    return !p->first.b.transposed && !p->first.a.transposed && p->first.scale == 1.0f && p->m <= LINE_M;
+}
+
+static int is_direct(const product *p)
+{
+    return !p->first.b.transposed && p->first.b.storage == MINILORA_F32 && p->m <= DIRECT_M;
+}
+
+/* Whether all rows stay together, so that what is large is read once. */
+static int few_rows(const product *p)
+{
+    return is_line(p) || is_direct(p) || (has_lines(p) && p->m <= DOT_M);
 }
 
 rect minilora_share(const product *p, int part, int parts)
@@ -207,17 +223,19 @@ rect minilora_share(const product *p, int part, int parts)
 void minilora_product(const product *p, rect where, float *scratch)
 {
     const ptrdiff_t cols = ceil_div(where.j1 - where.j0, TILE_COLS);
-    const int dot = is_dot(p), direct = few_rows(p);
+    const int line = is_line(p), dot = is_dot(p), direct = line || is_direct(p) || (dot && p->m <= DOT_M);
     const ptrdiff_t slices = ceil_div(cols, (direct ? DIRECT_N : BLOCK_N) / TILE_COLS);
     const ptrdiff_t j0 = where.j0, j1 = where.j1;
     if (where.i0 >= where.i1)
         return;
     if (dot)
-        minilora_dot_product(p, where);
+        minilora_dot_product(p, where, scratch);
     for (ptrdiff_t s = 0; s < slices; s++) {
         where.j0 = j0 + s * cols / slices * TILE_COLS;
         where.j1 = smaller(j0 + (s + 1) * cols / slices * TILE_COLS, j1);
-        if (dot)
+        if (line)
+            minilora_line_product(p, where, scratch);
+        if (line || dot)
             direct_product(p, where, p->first.k, 1, scratch);
         else if (direct)
             direct_product(p, where, 0, p->accumulate, scratch);

@@ -17,9 +17,12 @@
 #define minilora_lora_backward_f32 MINILORA_NAME(minilora_lora_backward_f32)
 #define minilora_team MINILORA_NAME(minilora_team)
 #define minilora_meet MINILORA_NAME(minilora_meet)
+#define minilora_line_bytes MINILORA_NAME(minilora_line_bytes)
+#define minilora_decode MINILORA_NAME(minilora_decode)
 #define minilora_transpose MINILORA_NAME(minilora_transpose)
-#define minilora_pack_panel MINILORA_NAME(minilora_pack_panel)
+#define minilora_pack MINILORA_NAME(minilora_pack)
 #define minilora_dot_product MINILORA_NAME(minilora_dot_product)
+#define minilora_line_product MINILORA_NAME(minilora_line_product)
 #define minilora_share MINILORA_NAME(minilora_share)
 #define minilora_product MINILORA_NAME(minilora_product)
 #endif
@@ -54,8 +57,9 @@ enum {
     /* ... and so many columns: whole rows where possible, but the output stays in the second-level cache. */
     DIRECT_N = 4096,
     /* Up to so many rows, packing the right-hand side costs more than it saves: where its rows are contiguous,
-     * and where its columns are (dot.c). */
+     * and where its columns are (dot.c); up to LINE_M of the former, it is walked line by line (dot.c too). */
     DIRECT_M = 16,
+    LINE_M = 2,
     DOT_M = 48,
     /* Up to so many columns, a product of many rows is a set of dot products: a tile would be mostly
      * padding. */
@@ -67,12 +71,16 @@ enum {
 static inline ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 
-/* A matrix where it lies: element (i, j) is at[i * stride + j], or at[j * stride + i] if transposed. */
+/* A matrix where it lies: element (i, j) is number j of line i, or number i of line j if transposed; lines are
+ * `stride` elements long, and storage says how an element is stored (only a frozen weight is not float32). */
 typedef struct {
-    const float *at;
+    const void *at;
     ptrdiff_t stride;
     int transposed;
+    int storage;
 } view;
+
+static inline const float *line_of(view v, ptrdiff_t line) { return (const float *)v.at + line * v.stride; }
 
 /* The terms that one pair of matrices adds to a product: scale * a (m, k) . b (k, n). */
 typedef struct {
@@ -98,15 +106,25 @@ typedef struct {
     ptrdiff_t i0, i1, j0, j1;
 } rect;
 
+/* Bytes of a line of so many elements: whole blocks, where the storage has blocks. */
+ptrdiff_t minilora_line_bytes(int storage, ptrdiff_t elements);
+
+/* Elements [first, first + count) of a line, as float32. */
+void minilora_decode(float *out, view from, ptrdiff_t line, ptrdiff_t first, ptrdiff_t count);
+
 /* dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < cols. */
 void minilora_transpose(float *dst, ptrdiff_t dst_stride, const float *src, ptrdiff_t src_stride,
                         ptrdiff_t rows, ptrdiff_t cols);
 
-/* Terms [k0, k1) of both segments, columns [j, j + cols), as rows of TILE_COLS floats padded with zeros. */
-void minilora_pack_panel(float *panel, const product *p, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t j, ptrdiff_t cols);
+/* Terms [k0, k1) of both segments, columns [j0, j1), as panels one after the other: rows of TILE_COLS floats, the last
+ * panel's padded with zeros. */
+void minilora_pack(float *panels, const product *p, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t j0, ptrdiff_t j1);
 
-/* c = bias + first on the rectangle, for a transposed first.b. */
-void minilora_dot_product(const product *p, rect where);
+/* c = bias + first on the rectangle, for a transposed first.b; scratch as below. */
+void minilora_dot_product(const product *p, rect where, float *scratch);
+
+/* The same for a first.b that is not transposed; or c += first, if p says so. */
+void minilora_line_product(const product *p, rect where, float *scratch);
 
 /* The part of the output that thread `part` of `parts` computes: whole tiles, disjoint, covering all. */
 rect minilora_share(const product *p, int part, int parts);

@@ -62,22 +62,22 @@ static void forward_part(const void *job, int part, int parts)
 }
 
 void minilora_lora_forward_f32(float *restrict y, float *restrict hidden,
-                               const float *restrict x, const float *restrict w, const float *restrict a,
+                               const float *restrict x, const void *restrict w, const float *restrict a,
                                const float *restrict b, const float *restrict bias, void *restrict workspace,
                                ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                               float scale, int w_layout, int n_threads)
+                               float scale, int w_layout, int w_storage, int n_threads)
 {
     const parts_of_workspace space = cut(workspace, m, k, r);
     const int transposed = w_layout == MINILORA_W_NK;
     const forward_job job = {
         .down = {
             .c = hidden, .m = m, .n = r,
-            .first = {{x, k, 0}, {space.turned_a, k, 1}, k, 1.0f},
+            .first = {{x, k, 0, 0}, {space.turned_a, k, 1, 0}, k, 1.0f},
         },
         .whole = {
             .c = y, .bias = bias, .m = m, .n = n,
-            .first = {{x, k, 0}, {w, transposed ? k : n, transposed}, k, 1.0f},
-            .second = {{hidden, r, 0}, {b, n, 0}, r, scale},
+            .first = {{x, k, 0, 0}, {w, transposed ? k : n, transposed, w_storage}, k, 1.0f},
+            .second = {{hidden, r, 0, 0}, {b, n, 0, 0}, r, scale},
         },
         .scratch = space.scratch,
     };
@@ -124,30 +124,30 @@ static void backward_part(const void *job, int part, int parts)
 
 void minilora_lora_backward_f32(float *restrict grad_x, float *restrict grad_a, float *restrict grad_b,
                                 const float *restrict grad, const float *restrict x,
-                                const float *restrict hidden, const float *restrict w,
+                                const float *restrict hidden, const void *restrict w,
                                 const float *restrict a, const float *restrict b, void *restrict workspace,
                                 ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                                float scale, int accumulate, int w_layout, int n_threads)
+                                float scale, int accumulate, int w_layout, int w_storage, int n_threads)
 {
     const parts_of_workspace space = cut(workspace, m, k, r);
     const int transposed = w_layout != MINILORA_W_NK;           /* of W^T (n, k) */
     const backward_job job = {
         .up = {
             .c = space.grad_h, .m = m, .n = r,
-            .first = {{grad, n, 0}, {b, n, 1}, n, 1.0f},
+            .first = {{grad, n, 0, 0}, {b, n, 1, 0}, n, 1.0f},
         },
         .whole = {
             .c = grad_x, .m = m, .n = k,
-            .first = {{grad, n, 0}, {w, transposed ? n : k, transposed}, n, 1.0f},
-            .second = {{space.grad_h, r, 0}, {space.turned_a, k, 0}, r, scale},
+            .first = {{grad, n, 0, 0}, {w, transposed ? n : k, transposed, w_storage}, n, 1.0f},
+            .second = {{space.grad_h, r, 0, 0}, {space.turned_a, k, 0, 0}, r, scale},
         },
         .turned_grad_a = {
             .c = space.turned_grad_a, .accumulate = accumulate, .m = r, .n = k,
-            .first = {{space.grad_h, r, 1}, {x, k, 0}, m, scale},
+            .first = {{space.grad_h, r, 1, 0}, {x, k, 0, 0}, m, scale},
         },
         .grad_b = {
             .c = grad_b, .accumulate = accumulate, .m = r, .n = n,
-            .first = {{hidden, r, 1}, {grad, n, 0}, m, scale},
+            .first = {{hidden, r, 1, 0}, {grad, n, 0, 0}, m, scale},
         },
         .grad_a = grad_a, .scratch = space.scratch,
     };

@@ -12,8 +12,8 @@
  *
  * Rules that hold for every function here
  *   layout      Every matrix is row-major and densely packed float32, aligned to 4 bytes (64 is faster).
- *               W alone may have either memory order, named by w_layout; it is read where it lies
- *               and never copied as a whole.
+ *               W alone may have either memory order, named by w_layout, and another storage,
+ *               named by w_storage; it is read where it lies and never copied as a whole.
  *   arguments   Outputs, inputs, workspace, sizes, scalars: in this order.
  *   aliasing    Outputs and workspace overlap nothing.  (The definitions are restrict-qualified; the
  *               declarations are not, because C++ has no such word.)
@@ -52,6 +52,18 @@ enum {
     MINILORA_W_NK = 1           /* row-major (n, k): how most files store a linear layer */
 };
 
+/* How an element of W is stored.  The last three are GGUF's blocks of 32 neighbours in a row of what is stored, with
+ * the scales (half precision) that they share; such a row is a multiple of 32 elements long.  W is decoded
+ * piece by piece on its way into the registers, to exactly the numbers that the format defines. */
+enum {
+    MINILORA_F32 = 0,           /* aligned to 4 bytes; the others need no alignment */
+    MINILORA_BF16 = 1,          /* the upper half of a float32 */
+    MINILORA_F16 = 2,
+    MINILORA_Q8_0 = 3,          /* 34 bytes: d, 32 int8 q;     d q */
+    MINILORA_Q4_0 = 4,          /* 18 bytes: d, 16 x 2 q;      d (q - 8) */
+    MINILORA_Q4_1 = 5           /* 20 bytes: d, m, 16 x 2 q;   d q + m */
+};
+
 /* Bytes of workspace that one forward or backward call of these sizes needs.
  *
  * Grows with m * r, k * r and n_threads; 0.8 MB a thread beyond these. */
@@ -62,7 +74,7 @@ size_t minilora_lora_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdif
  * y          out  (m, n)
  * hidden     out  (m, r)  x . A, unscaled: the backward pass needs it for grad_B; NULL when r = 0
  * x          in   (m, k)  activations
- * w          in   (k, n)  frozen weight in the memory order w_layout
+ * w          in   (k, n)  frozen weight in the memory order w_layout, stored as w_storage says
  * a          in   (k, r)  NULL when r = 0
  * b          in   (r, n)  NULL when r = 0
  * bias       in   (n)     or NULL
@@ -71,10 +83,10 @@ size_t minilora_lora_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdif
  *
  * Work: 2 * m * (k * n + r * (k + n)) flops; W is read once for small m. */
 void minilora_lora_forward_f32(float *y, float *hidden,
-                               const float *x, const float *w, const float *a, const float *b,
+                               const float *x, const void *w, const float *a, const float *b,
                                const float *bias, void *workspace,
                                ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                               float scale, int w_layout, int n_threads);
+                               float scale, int w_layout, int w_storage, int n_threads);
 
 /* The gradients of the forward product, each only where its pointer is not NULL.
  *
@@ -95,9 +107,9 @@ void minilora_lora_forward_f32(float *y, float *hidden,
  * Work: 2 * m * (k * n + 2 * r * (k + n)) flops for all three. */
 void minilora_lora_backward_f32(float *grad_x, float *grad_a, float *grad_b,
                                 const float *grad, const float *x, const float *hidden,
-                                const float *w, const float *a, const float *b, void *workspace,
+                                const void *w, const float *a, const float *b, void *workspace,
                                 ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                                float scale, int accumulate, int w_layout, int n_threads);
+                                float scale, int accumulate, int w_layout, int w_storage, int n_threads);
 
 /* Instruction sets.  The sources are compiled once for each, and dispatch.c routes the functions above
  * to the chosen one.  Index 0 is the baseline, which always runs; later ones are faster.  A program

@@ -41,6 +41,9 @@ static inline void transpose_quads(float *dst, ptrdiff_t dst_stride, const float
 /* Columns walked together: their destination rows, at most 128 floats apart, stay in the first-level cache. */
 enum { STEP = 64 };
 
+/* Lines decoded before they are transposed together. */
+enum { LINES_AT_ONCE = 4 };
+
 void minilora_transpose(float *restrict dst, ptrdiff_t dst_stride, const float *restrict src,
                         ptrdiff_t src_stride, ptrdiff_t rows, ptrdiff_t cols)
 {
@@ -54,28 +57,57 @@ void minilora_transpose(float *restrict dst, ptrdiff_t dst_stride, const float *
             dst[j * dst_stride + i] = src[i * src_stride + j];
 }
 
-/* Rows [k0, k1) of one matrix into a panel. */
-static void pack_rows(float *restrict panel, view b, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t j, ptrdiff_t cols)
+/* One panel of a matrix whose lines are the columns of the panel. */
+static void pack_columns(float *restrict panel, view b, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t j, ptrdiff_t cols)
 {
-    if (cols < TILE_COLS)       /* the padding must be finite: it is multiplied, though never stored */
-        memset(panel, 0, (size_t)((k1 - k0) * TILE_COLS) * sizeof *panel);
-    if (b.transposed) {
-        minilora_transpose(panel, TILE_COLS, b.at + j * b.stride + k0, b.stride, cols, k1 - k0);
-    } else if (cols == TILE_COLS) {
-        for (ptrdiff_t k = k0; k < k1; k++)
-            memcpy(panel + (k - k0) * TILE_COLS, b.at + k * b.stride + j, TILE_COLS * sizeof *panel);
-    } else {
-        for (ptrdiff_t k = k0; k < k1; k++)
-            memcpy(panel + (k - k0) * TILE_COLS, b.at + k * b.stride + j, (size_t)cols * sizeof *panel);
+    float lines[LINES_AT_ONCE * BLOCK_K];
+    if (b.storage == MINILORA_F32) {
+        minilora_transpose(panel, TILE_COLS, line_of(b, j) + k0, b.stride, cols, k1 - k0);
+        return;
+    }
+    for (ptrdiff_t i = 0; i < cols; i += LINES_AT_ONCE) {
+        const ptrdiff_t count = smaller(LINES_AT_ONCE, cols - i);
+        for (ptrdiff_t line = 0; line < count; line++)
+            minilora_decode(lines + line * BLOCK_K, b, j + i + line, k0, k1 - k0);
+        minilora_transpose(panel + i, TILE_COLS, lines, BLOCK_K, count, k1 - k0);
     }
 }
 
-void minilora_pack_panel(float *panel, const product *p, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t j, ptrdiff_t cols)
+/* One line of a matrix, which is a row of every panel. */
+static void pack_line(float *restrict panels, ptrdiff_t panel_size, view b, ptrdiff_t k, ptrdiff_t j0, ptrdiff_t j1)
+{
+    for (ptrdiff_t j = j0; j < j1; j += TILE_COLS, panels += panel_size) {
+        if (b.storage != MINILORA_F32)
+            minilora_decode(panels, b, k, j, smaller(TILE_COLS, j1 - j));
+        else if (j1 - j >= TILE_COLS)
+            memcpy(panels, line_of(b, k) + j, TILE_COLS * sizeof *panels);
+        else
+            memcpy(panels, line_of(b, k) + j, (size_t)(j1 - j) * sizeof *panels);
+    }
+}
+
+/* Terms [k0, k1) of one matrix; its lines are read from end to end, as memory likes it. */
+static void pack_matrix(float *panels, ptrdiff_t panel_size, view b, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t j0,
+                        ptrdiff_t j1)
+{
+    if (b.transposed) {
+        for (ptrdiff_t j = j0; j < j1; j += TILE_COLS, panels += panel_size)
+            pack_columns(panels, b, k0, k1, j, smaller(TILE_COLS, j1 - j));
+    } else {
+        for (ptrdiff_t k = k0; k < k1; k++)
+            pack_line(panels + (k - k0) * TILE_COLS, panel_size, b, k, j0, j1);
+    }
+}
+
+void minilora_pack(float *panels, const product *p, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t j0, ptrdiff_t j1)
 {
     const ptrdiff_t first = smaller(k0, p->first.k), middle = smaller(k1, p->first.k);
+    const ptrdiff_t size = (k1 - k0) * TILE_COLS, cut = (j1 - j0) % TILE_COLS;
+    if (cut)            /* the padding must be finite: it is multiplied, though never stored */
+        memset(panels + (j1 - j0) / TILE_COLS * size, 0, (size_t)size * sizeof *panels);
     if (first < middle)
-        pack_rows(panel, p->first.b, first, middle, j, cols);
+        pack_matrix(panels, size, p->first.b, first, middle, j0, j1);
     if (k1 > p->first.k)
-        pack_rows(panel + (middle - first) * TILE_COLS, p->second.b, k0 + middle - first - p->first.k,
-                  k1 - p->first.k, j, cols);
+        pack_matrix(panels + (middle - first) * TILE_COLS, size, p->second.b, k0 + middle - first - p->first.k,
+                    k1 - p->first.k, j0, j1);
 }

@@ -15,6 +15,7 @@ typedef struct {
     ptrdiff_t m, n, k, r;
     int layout, with_bias, accumulate;
     ptrdiff_t offset;           /* floats by which every array is moved off its allocation's alignment */
+    int storage;
 } problem;
 
 static int failures, cases;
@@ -91,8 +92,8 @@ static void expect(const problem *p, const char *what, ptrdiff_t i, ptrdiff_t j,
         return;
     if (failures++ < 20)
         printf("FAIL %s: %s[%td,%td] = %.9g, want %.9g +- %.3g  (m %td n %td k %td r %td layout %d bias %d "
-               "accumulate %d offset %td)\n", minilora_isa_name(minilora_isa_chosen()), what, i, j, (double)got,
-               want.value, allowed, p->m, p->n, p->k, p->r, p->layout, p->with_bias, p->accumulate, p->offset);
+               "accumulate %d offset %td storage %d)\n", minilora_isa_name(minilora_isa_chosen()), what, i, j, (double)got,
+               want.value, allowed, p->m, p->n, p->k, p->r, p->layout, p->with_bias, p->accumulate, p->offset, p->storage);
 }
 
 static void expect_same_bits(const problem *p, const char *what, array one, array other, int threads)
@@ -106,6 +107,7 @@ static void expect_same_bits(const problem *p, const char *what, array one, arra
 
 typedef struct {
     array x, w, a, b, bias, grad, old_a, old_b;
+    unsigned char *stored;      /* what w stands for, as the problem's storage has it */
 } inputs;
 
 typedef struct {
@@ -133,12 +135,12 @@ static outputs run(const problem *p, const inputs *in, int threads)
     };
     if (!workspace)
         abort();
-    minilora_lora_forward_f32(out.y.at, out.hidden.at, in->x.at, in->w.at, in->a.at, in->b.at,
+    minilora_lora_forward_f32(out.y.at, out.hidden.at, in->x.at, in->stored, in->a.at, in->b.at,
                               p->with_bias ? in->bias.at : NULL, workspace, p->m, p->n, p->k, p->r, scale,
-                              p->layout, threads);
+                              p->layout, p->storage, threads);
     minilora_lora_backward_f32(out.grad_x.at, out.grad_a.at, out.grad_b.at, in->grad.at, in->x.at, out.hidden.at,
-                               in->w.at, in->a.at, in->b.at, workspace, p->m, p->n, p->k, p->r, scale,
-                               p->accumulate, p->layout, threads);
+                               in->stored, in->a.at, in->b.at, workspace, p->m, p->n, p->k, p->r, scale,
+                               p->accumulate, p->layout, p->storage, threads);
     free(workspace);
     return out;
 }
@@ -222,18 +224,66 @@ static void free_outputs(outputs *out)
     free(out->grad_b.memory);
 }
 
+/* A half-precision number by its definition. */
+static float half(unsigned bits)
+{
+    const int exponent = (int)(bits >> 10 & 31), sign = bits & 0x8000 ? -1 : 1;
+    const double fraction = (double)(bits & 1023) / 1024;
+    return (float)(sign * (exponent ? ldexp(1 + fraction, exponent - 15) : ldexp(fraction, -14)));
+}
+
+/* Random bytes of a storage, and what each element stands for, element by element from the format's definition. */
+static unsigned char *store(int storage, array w)
+{
+    static const ptrdiff_t bytes[] = {4 * 32, 2 * 32, 2 * 32, 34, 18, 20};
+    const ptrdiff_t size = storage < MINILORA_Q8_0 ? w.size * bytes[storage] / 32 : w.size / 32 * bytes[storage];
+    unsigned char *const made = malloc((size_t)size + 1);
+    if (!made)
+        abort();
+    for (ptrdiff_t i = 0; i < size; i++)
+        made[i] = (unsigned char)(128 + 128 * uniform());
+    if (storage == MINILORA_F32 && size)
+        memcpy(made, w.at, (size_t)size);
+    for (ptrdiff_t i = 0; i < w.size && storage != MINILORA_F32; i++) {
+        unsigned char *const block = made + (storage < MINILORA_Q8_0 ? i * 2 : i / 32 * bytes[storage]);
+        const ptrdiff_t at = i % 32;
+        if (storage == MINILORA_BF16) {
+            const float value = uniform();
+            memcpy(block, (const char *)&value + 2, 2);         /* little-endian, as files are */
+            const uint32_t bits = (uint32_t)(block[0] | block[1] << 8) << 16;
+            memcpy(w.at + i, &bits, sizeof bits);
+            continue;
+        }
+        /* Scales from subnormal to 2, of either sign. */
+        for (int scale = 0; scale < (storage == MINILORA_Q4_1 ? 2 : 1); scale++)
+            if (at == 0 || storage == MINILORA_F16)
+                block[2 * scale + 1] = (unsigned char)(block[2 * scale + 1] & 0xbf);
+        const float d = half((unsigned)(block[0] | block[1] << 8));
+        const float m = storage == MINILORA_Q4_1 ? half((unsigned)(block[2] | block[3] << 8)) : 0.0f;
+        const unsigned char *const q = block + (storage == MINILORA_Q4_1 ? 4 : 2);
+        const int nibble = storage < MINILORA_Q4_0 ? 0 : at < 16 ? q[at % 16] & 15 : q[at % 16] >> 4;
+        w.at[i] = storage == MINILORA_F16 ? d
+            : storage == MINILORA_Q8_0 ? d * (float)(signed char)q[at]
+            : storage == MINILORA_Q4_0 ? d * (float)(nibble - 8) : (float)((double)d * nibble + (double)m);
+    }
+    return made;
+}
+
 static inputs new_inputs(const problem *p)
 {
-    return (inputs){
+    inputs made = {
         .x = random_array(p->m * p->k, p->offset), .w = random_array(p->k * p->n, p->offset),
         .a = random_array(p->k * p->r, p->offset), .b = random_array(p->r * p->n, p->offset),
         .bias = random_array(p->n, p->offset), .grad = random_array(p->m * p->n, p->offset),
         .old_a = random_array(p->k * p->r, p->offset), .old_b = random_array(p->r * p->n, p->offset),
     };
+    made.stored = store(p->storage, made.w);
+    return made;
 }
 
 static void free_inputs(inputs *in)
 {
+    free(in->stored);
     free(in->x.memory);
     free(in->w.memory);
     free(in->a.memory);
@@ -274,12 +324,12 @@ static void check_needs(problem p)
     memset(some.grad_x.at, 0, (size_t)some.grad_x.size * sizeof(float));
     memset(some.grad_a.at, 0, (size_t)some.grad_a.size * sizeof(float));
     memset(some.grad_b.at, 0, (size_t)some.grad_b.size * sizeof(float));
-    minilora_lora_backward_f32(some.grad_x.at, NULL, NULL, in.grad.at, NULL, NULL, in.w.at, in.a.at, in.b.at,
-                               workspace, p.m, p.n, p.k, p.r, 0.75f, 0, p.layout, 1);
+    minilora_lora_backward_f32(some.grad_x.at, NULL, NULL, in.grad.at, NULL, NULL, in.stored, in.a.at, in.b.at,
+                               workspace, p.m, p.n, p.k, p.r, 0.75f, 0, p.layout, p.storage, 1);
     minilora_lora_backward_f32(NULL, some.grad_a.at, NULL, in.grad.at, in.x.at, NULL, NULL, NULL, in.b.at,
-                               workspace, p.m, p.n, p.k, p.r, 0.75f, 0, p.layout, 1);
+                               workspace, p.m, p.n, p.k, p.r, 0.75f, 0, p.layout, p.storage, 1);
     minilora_lora_backward_f32(NULL, NULL, some.grad_b.at, in.grad.at, NULL, all.hidden.at, NULL, NULL, NULL,
-                               workspace, p.m, p.n, p.k, p.r, 0.75f, 0, p.layout, 1);
+                               workspace, p.m, p.n, p.k, p.r, 0.75f, 0, p.layout, p.storage, 1);
     expect_same_bits(&p, "grad_x alone", all.grad_x, some.grad_x, 1);
     expect_same_bits(&p, "grad_a alone", all.grad_a, some.grad_a, 1);
     expect_same_bits(&p, "grad_b alone", all.grad_b, some.grad_b, 1);
@@ -295,7 +345,7 @@ static void check_infinity_stays_in_its_column(problem p)
 {
     const ptrdiff_t column = p.n - 1;
     inputs in = new_inputs(&p);
-    in.w.at[p.layout == MINILORA_W_KN ? column : column * p.k] = INFINITY;
+    ((float *)(void *)in.stored)[p.layout == MINILORA_W_KN ? column : column * p.k] = INFINITY;
     outputs out = run(&p, &in, 2);
     for (ptrdiff_t i = 0; i < p.m; i++)
         for (ptrdiff_t j = 0; j < p.n; j++)
@@ -310,12 +360,34 @@ static void check_all_of(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r)
 {
     for (int layout = 0; layout < 2; layout++) {
         const int odd = (int)((m + n + k + r) % 2);
-        check((problem){m, n, k, r, layout, odd, !odd, (m + k) % 3});
+        check((problem){m, n, k, r, layout, odd, !odd, (m + k) % 3, MINILORA_F32});
     }
+}
+
+/* Every storage through every path: one row and few, tiles with tails, sums of several blocks. */
+static void check_storages(void)
+{
+    static const struct {
+        ptrdiff_t m, n, k, r;
+    } sizes[] = {{1, 64, 96, 0}, {1, 70, 32, 4}, {2, 33, 64, 4}, {5, 37, 64, 3}, {17, 96, 32, 4}, {50, 67, 416, 8},
+                 {300, 12, 64, 2}, {60, 480, 800, 0}, {0, 32, 32, 1}, {3, 0, 32, 1}, {3, 32, 0, 1}};
+    for (int storage = MINILORA_BF16; storage <= MINILORA_Q4_1; storage++)
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+            for (int layout = 0; layout < 2; layout++) {
+                problem p = {sizes[i].m, sizes[i].n, sizes[i].k, sizes[i].r, layout, i % 2 == 0, 0, 0, storage};
+                if (layout == MINILORA_W_KN) {          /* the other way round, so that lines are whole blocks */
+                    p.n = sizes[i].k;
+                    p.k = sizes[i].n;
+                } else if (storage < MINILORA_Q8_0) {
+                    p.k += (ptrdiff_t)i;                /* a line may end anywhere */
+                }
+                check(p);
+            }
 }
 
 static void check_isa(void)
 {
+    check_storages();
     static const ptrdiff_t tiny[] = {0, 1, 2, 5}, ranks[] = {0, 1, 8, 16, 17, 40};
     for (size_t a = 0; a < 4; a++)
         for (size_t b = 0; b < 4; b++)
@@ -336,10 +408,10 @@ static void check_isa(void)
     check_all_of(131, 330, 390, 8);
     check_all_of(400, 65, 33, 130);
     for (int layout = 0; layout < 2; layout++) {
-        check_needs((problem){33, 70, 50, 8, layout, 0, 0, 0});
-        check_needs((problem){3, 70, 50, 20, layout, 0, 0, 0});
-        check_infinity_stays_in_its_column((problem){3, 37, 50, 8, layout, 1, 0, 0});
-        check_infinity_stays_in_its_column((problem){40, 37, 50, 8, layout, 1, 0, 0});
+        check_needs((problem){33, 70, 50, 8, layout, 0, 0, 0, MINILORA_F32});
+        check_needs((problem){3, 70, 50, 20, layout, 0, 0, 0, MINILORA_F32});
+        check_infinity_stays_in_its_column((problem){3, 37, 50, 8, layout, 1, 0, 0, MINILORA_F32});
+        check_infinity_stays_in_its_column((problem){40, 37, 50, 8, layout, 1, 0, 0, MINILORA_F32});
     }
 }
 

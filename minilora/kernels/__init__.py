@@ -20,6 +20,7 @@ from minilora.errors import ConfigError
 from minilora.kernels.frozen import FrozenWeight
 
 __all__ = [
+    "STORAGES",
     "Backend",
     "FrozenWeight",
     "compiled",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 MAX_THREADS = 1024
+STORAGES = ("f32", "bf16", "f16", "q8_0", "q4_0", "q4_1")  # of a FrozenWeight that the kernel reads as it lies
 
 
 @dataclass(frozen=True)

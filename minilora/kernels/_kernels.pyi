@@ -2,6 +2,8 @@
 
 import numpy as np
 
+STORAGES: dict[str, int]
+
 def allowed_threads(n_threads: int) -> int: ...
 def compiler() -> str: ...
 def has_openmp() -> bool: ...
@@ -19,6 +21,7 @@ def lora_forward(
     bias: np.ndarray | None,
     workspace: np.ndarray,
     scale: float,
+    storage: int,
     w_is_nk: bool,
     n_threads: int,
 ) -> None: ...
@@ -35,6 +38,7 @@ def lora_backward(
     workspace: np.ndarray,
     scale: float,
     accumulate: bool,
+    storage: int,
     w_is_nk: bool,
     n_threads: int,
 ) -> None: ...

@@ -3,6 +3,12 @@
 from minilora.errors import ShapeError
 
 from minilora.kernels.minilora cimport (
+    MINILORA_BF16,
+    MINILORA_F16,
+    MINILORA_F32,
+    MINILORA_Q4_0,
+    MINILORA_Q4_1,
+    MINILORA_Q8_0,
     MINILORA_W_KN,
     MINILORA_W_NK,
     minilora_compiler,
@@ -82,6 +88,25 @@ cdef inline int expect(str op, str name, ptrdiff_t rows, ptrdiff_t cols, ptrdiff
     return 0
 
 
+STORAGES = {
+    "f32": MINILORA_F32, "bf16": MINILORA_BF16, "f16": MINILORA_F16,
+    "q8_0": MINILORA_Q8_0, "q4_0": MINILORA_Q4_0, "q4_1": MINILORA_Q4_1,
+}
+
+
+cdef inline ptrdiff_t elements(ptrdiff_t line_bytes, int storage) noexcept:
+    """How many elements of W a line of so many bytes holds."""
+    if storage == MINILORA_F32:
+        return line_bytes // 4
+    if storage == MINILORA_BF16 or storage == MINILORA_F16:
+        return line_bytes // 2
+    return line_bytes // (34 if storage == MINILORA_Q8_0 else 18 if storage == MINILORA_Q4_0 else 20) * 32
+
+
+cdef inline const unsigned char *start_of_bytes(const unsigned char[:, ::1] array) noexcept:
+    return NULL if array.shape[0] == 0 or array.shape[1] == 0 else &array[0, 0]
+
+
 cdef int expect_workspace(str op, unsigned char[::1] workspace, size_t needed, int n_threads) except -1:
     if n_threads < 1:
         raise ValueError(f"{op}: n_threads must be at least 1, got {n_threads}")
@@ -91,20 +116,21 @@ cdef int expect_workspace(str op, unsigned char[::1] workspace, size_t needed, i
 
 
 def lora_forward(float[:, ::1] y not None, float[:, ::1] hidden, const float[:, ::1] x not None,
-                 const float[:, ::1] w not None, const float[:, ::1] a, const float[:, ::1] b,
+                 const unsigned char[:, ::1] w not None, const float[:, ::1] a, const float[:, ::1] b,
                  const float[::1] bias, unsigned char[::1] workspace not None,
-                 float scale, bint w_is_nk, int n_threads):
-    """y = x . W + bias + scale * hidden . B with hidden = x . A; w is (N, K) where w_is_nk, else (K, N)."""
+                 float scale, int storage, bint w_is_nk, int n_threads):
+    """y = x . W + bias + scale * hidden . B with hidden = x . A; w is the stored lines of W, N of them where w_is_nk."""
     cdef ptrdiff_t m = x.shape[0], k = x.shape[1]
-    cdef ptrdiff_t n = w.shape[0] if w_is_nk else w.shape[1], r = 0
+    cdef ptrdiff_t lines = w.shape[0], length = elements(w.shape[1], storage)
+    cdef ptrdiff_t n = lines if w_is_nk else length, r = 0
     if (a is None) != (b is None) or (a is None) != (hidden is None):
         raise ShapeError("lora_forward: a, b and hidden go together: give all of them or none")
     if a is not None:
         r = a.shape[1]
     if w_is_nk:
-        expect("lora_forward", "w", w.shape[0], w.shape[1], n, k, "(N, K)")
+        expect("lora_forward", "w", lines, length, n, k, "(N, K)")
     else:
-        expect("lora_forward", "w", w.shape[0], w.shape[1], k, n, "(K, N)")
+        expect("lora_forward", "w", lines, length, k, n, "(K, N)")
     if a is not None:
         expect("lora_forward", "a", a.shape[0], a.shape[1], k, r, "(K, R)")
     if b is not None:
@@ -120,26 +146,28 @@ def lora_forward(float[:, ::1] y not None, float[:, ::1] hidden, const float[:, 
     cdef float *y0 = start_of_output(y)
     cdef float *hidden0 = start_of_output(hidden)
     cdef const float *x0 = start(x)
-    cdef const float *w0 = start(w)
+    cdef const unsigned char *w0 = start_of_bytes(w)
     cdef const float *a0 = start(a)
     cdef const float *b0 = start(b)
     cdef const float *bias0 = &bias[0] if bias is not None and n > 0 else NULL
     cdef int layout = MINILORA_W_NK if w_is_nk else MINILORA_W_KN
-    if (<size_t>x0 | <size_t>w0 | <size_t>a0 | <size_t>b0 | <size_t>bias0) % sizeof(float):
+    if (<size_t>x0 | (<size_t>w0 if storage == MINILORA_F32 else 0) | <size_t>a0 | <size_t>b0 | <size_t>bias0) % sizeof(float):
         raise ShapeError("lora_forward: an operand is not aligned to 4 bytes")
     n_threads = min(n_threads, thread_limit)
     with nogil:
         minilora_lora_forward_f32(y0, hidden0, x0, w0, a0, b0, bias0, &workspace[0], m, n, k, r, scale, layout,
-                                  n_threads)
+                                  storage, n_threads)
 
 
 def lora_backward(float[:, ::1] grad_x, float[:, ::1] grad_a, float[:, ::1] grad_b,
                   const float[:, ::1] grad not None, const float[:, ::1] x, const float[:, ::1] hidden,
-                  const float[:, ::1] w not None, const float[:, ::1] a, const float[:, ::1] b,
-                  unsigned char[::1] workspace not None, float scale, bint accumulate, bint w_is_nk, int n_threads):
-    """The gradients that are not None; w is (N, K) where w_is_nk, else (K, N)."""
+                  const unsigned char[:, ::1] w not None, const float[:, ::1] a, const float[:, ::1] b,
+                  unsigned char[::1] workspace not None, float scale, bint accumulate, int storage, bint w_is_nk,
+                  int n_threads):
+    """The gradients that are not None; w is the stored lines of W, N of them where w_is_nk."""
     cdef ptrdiff_t m = grad.shape[0], n = grad.shape[1]
-    cdef ptrdiff_t k = w.shape[1] if w_is_nk else w.shape[0], r = 0
+    cdef ptrdiff_t lines = w.shape[0], length = elements(w.shape[1], storage)
+    cdef ptrdiff_t k = length if w_is_nk else lines, r = 0
     if (a is None) != (b is None):
         raise ShapeError("lora_backward: a and b go together: give both or neither")
     if a is not None:
@@ -147,9 +175,9 @@ def lora_backward(float[:, ::1] grad_x, float[:, ::1] grad_a, float[:, ::1] grad
     if (grad_a is not None and x is None) or (grad_b is not None and hidden is None):
         raise ShapeError("lora_backward: grad_a needs x, and grad_b needs hidden: give it, or do not ask")
     if w_is_nk:
-        expect("lora_backward", "w", w.shape[0], w.shape[1], n, k, "(N, K)")
+        expect("lora_backward", "w", lines, length, n, k, "(N, K)")
     else:
-        expect("lora_backward", "w", w.shape[0], w.shape[1], k, n, "(K, N)")
+        expect("lora_backward", "w", lines, length, k, n, "(K, N)")
     if x is not None:
         expect("lora_backward", "x", x.shape[0], x.shape[1], m, k, "(M, K)")
     if hidden is not None:
@@ -171,13 +199,13 @@ def lora_backward(float[:, ::1] grad_x, float[:, ::1] grad_a, float[:, ::1] grad
     cdef const float *grad0 = start(grad)
     cdef const float *x0 = start(x)
     cdef const float *hidden0 = start(hidden)
-    cdef const float *w0 = start(w)
+    cdef const unsigned char *w0 = start_of_bytes(w)
     cdef const float *a0 = start(a)
     cdef const float *b0 = start(b)
     cdef int layout = MINILORA_W_NK if w_is_nk else MINILORA_W_KN
-    if (<size_t>grad0 | <size_t>x0 | <size_t>hidden0 | <size_t>w0 | <size_t>a0 | <size_t>b0) % sizeof(float):
+    if (<size_t>grad0 | <size_t>x0 | <size_t>hidden0 | (<size_t>w0 if storage == MINILORA_F32 else 0) | <size_t>a0 | <size_t>b0) % sizeof(float):
         raise ShapeError("lora_backward: an operand is not aligned to 4 bytes")
     n_threads = min(n_threads, thread_limit)
     with nogil:
         minilora_lora_backward_f32(grad_x0, grad_a0, grad_b0, grad0, x0, hidden0, w0, a0, b0, &workspace[0],
-                                   m, n, k, r, scale, accumulate, layout, n_threads)
+                                   m, n, k, r, scale, accumulate, layout, storage, n_threads)

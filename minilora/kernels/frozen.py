@@ -25,7 +25,7 @@ class FrozenWeight:
     storage  "f32", "f64", "f16", "bf16", "q8_0", "q4_0", "q4_1", …: how an element is stored
     """
 
-    __slots__ = ("_by_rows", "_stored", "shape", "storage")
+    __slots__ = ("_stored", "by_rows", "shape", "storage")
     __array_ufunc__ = None  # makes `ndarray @ W` call W.__rmatmul__
 
     def __init__(self, array: ArrayLike) -> None:
@@ -59,14 +59,16 @@ class FrozenWeight:
             )
         rows, cols = blocks.shape[0], blocks.shape[1] // layout.nbytes * layout.block
         self = cls.__new__(cls)
-        stored = blocks.view(_FLOATS[storage]) if storage in _FLOATS and blocks.flags.c_contiguous else blocks
+        stored = np.ascontiguousarray(blocks)
+        if storage in _FLOATS:
+            stored = stored.view(_FLOATS[storage])
         self._set(stored, not transposed, storage, (cols, rows) if transposed else (rows, cols))
         return self
 
     def _set(self, stored: NDArray[Any], by_rows: bool, storage: str, shape: tuple[int, ...]) -> None:
         self._stored = stored.view()
         self._stored.flags.writeable = False
-        self._by_rows = by_rows  # the stored rows run over the first axis of `shape`
+        self.by_rows = by_rows  # the stored rows run over the first axis of `shape`
         self.storage = storage
         self.shape = (int(shape[0]), int(shape[1]))
 
@@ -74,7 +76,7 @@ class FrozenWeight:
     def T(self) -> FrozenWeight:
         """The transpose (out, in), over the same memory."""
         other = FrozenWeight.__new__(FrozenWeight)
-        other._set(self._stored, not self._by_rows, self.storage, self.shape[::-1])
+        other._set(self._stored, not self.by_rows, self.storage, self.shape[::-1])
         return other
 
     @property
@@ -96,13 +98,18 @@ class FrozenWeight:
         """Address and length of the stored bytes: equal for a weight and its transpose, which share them."""
         return self._stored.ctypes.data, self._stored.nbytes
 
+    @property
+    def lines(self) -> NDArray[np.uint8]:
+        """The stored bytes, (in, bytes) where ``by_rows`` and (out, bytes) otherwise: what a kernel reads."""
+        return self._stored.view(np.uint8)
+
     def _decode(self, stored: NDArray[Any]) -> NDArray[Any]:
         return stored if stored.dtype in _FLOATS.values() else dequantize(stored, self.storage)
 
     def dequantize(self) -> NDArray[Any]:
         """Return W (in, out) in floating point; a read-only view where it is stored so."""
         matrix = self._decode(self._stored)
-        return matrix if self._by_rows else matrix.T
+        return matrix if self.by_rows else matrix.T
 
     def rows(self, ids: ArrayLike) -> NDArray[Any]:
         """Return W[ids], shape (*ids.shape, out); decodes only those rows where rows are stored whole.
@@ -121,7 +128,7 @@ class FrozenWeight:
                 f"FrozenWeight.rows: ids holds {bad}, expected 0 to {self.shape[0] - 1}, as W has shape {self.shape}\n"
                 "  count rows from the start, and check that the ids were made for this table"
             )
-        if not self._by_rows:
+        if not self.by_rows:
             return self.dequantize()[index]
         rows = self._decode(np.ascontiguousarray(self._stored[index.reshape(-1)]))
         return rows.reshape(*index.shape, self.shape[1])

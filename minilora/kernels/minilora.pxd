@@ -4,19 +4,26 @@ cdef extern from "minilora.h" nogil:
     int MINILORA_W_KN
     int MINILORA_W_NK
 
+    int MINILORA_F32
+    int MINILORA_BF16
+    int MINILORA_F16
+    int MINILORA_Q8_0
+    int MINILORA_Q4_0
+    int MINILORA_Q4_1
+
     size_t minilora_lora_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads)
 
     void minilora_lora_forward_f32(float *y, float *hidden,
-                                   const float *x, const float *w, const float *a, const float *b,
+                                   const float *x, const void *w, const float *a, const float *b,
                                    const float *bias, void *workspace,
                                    ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                                   float scale, int w_layout, int n_threads)
+                                   float scale, int w_layout, int w_storage, int n_threads)
 
     void minilora_lora_backward_f32(float *grad_x, float *grad_a, float *grad_b,
                                     const float *grad, const float *x, const float *hidden,
-                                    const float *w, const float *a, const float *b, void *workspace,
+                                    const void *w, const float *a, const float *b, void *workspace,
                                     ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
-                                    float scale, int accumulate, int w_layout, int n_threads)
+                                    float scale, int accumulate, int w_layout, int w_storage, int n_threads)
 
     int minilora_isa_count()
     const char *minilora_isa_name(int index)

@@ -8,6 +8,7 @@ import numpy as np
 
 import minilora.kernels._kernels as _kernels
 from minilora.errors import ShapeError
+from minilora.kernels.frozen import FrozenWeight
 
 # Multiply-adds with W of one call into C. Python sees Ctrl-C only between calls, which should be under half a second
 # apart even on one slow core: 5e9 (10 GFLOP) is 0.25 s at 40 GFLOP/s, which AVX2 cores reach.
@@ -37,11 +38,12 @@ def _block_rows(m: int, n: int, k: int) -> int:
     return max(1, int((BASELINE_CALL_WORK if _kernels.chosen() == "baseline" else CALL_WORK) / work))
 
 
-def _complain(op: str, w: np.ndarray, named: dict[str, tuple[np.ndarray | None, str]]) -> None:
+def _complain(op: str, w: np.ndarray | FrozenWeight, named: dict[str, tuple[np.ndarray | None, str]]) -> None:
     """Raise ShapeError for the first array that the kernel cannot read, by the argument's name.
 
     Called once a call has failed, so that calls that succeed do not pay for the look.
     """
+    w = w.dequantize() if isinstance(w, FrozenWeight) else w
     is_nk = w.ndim == 2 and not w.flags.c_contiguous and w.flags.f_contiguous
     for name, (array, axes) in {**named, "w": (w.T if is_nk else w, "K, N")}.items():
         if array is None:
@@ -57,16 +59,22 @@ def _complain(op: str, w: np.ndarray, named: dict[str, tuple[np.ndarray | None, 
             )
 
 
-def _stored(w: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return W as it lies in memory, and whether that is (N, K)."""
-    if w.flags.c_contiguous:
-        return w, False
-    return w.T, True
+def _stored(w: np.ndarray | FrozenWeight) -> tuple[np.ndarray, int, bool]:
+    """Return the bytes of W, a line of it a row, how they are stored, and whether the lines run over N."""
+    if isinstance(w, FrozenWeight):
+        code = _kernels.STORAGES.get(w.storage)
+        if code is not None:
+            return w.lines, code, not w.by_rows
+        w = w.dequantize()
+    if w.ndim != 2 or w.dtype != np.float32 or not w.flags.forc or not w.flags.aligned:
+        raise TypeError("w")  # _complain says what is wrong
+    is_nk = not w.flags.c_contiguous
+    return (w.T if is_nk else w).view(np.uint8), _kernels.STORAGES["f32"], is_nk
 
 
 def lora_forward(
     x: np.ndarray,
-    w: np.ndarray,
+    w: np.ndarray | FrozenWeight,
     a: np.ndarray | None,
     b: np.ndarray | None,
     bias: np.ndarray | None,
@@ -76,7 +84,7 @@ def lora_forward(
     """Return y = x W + bias + scale (x A) B, and hidden = x A for the backward pass.
 
     x     (M, K)  float32, C-contiguous, as are a, b and bias
-    w     (K, N)  either memory order: C-contiguous, or the transposed view of a C-contiguous (N, K)
+    w     (K, N)  a FrozenWeight, or an array in either memory order: C-contiguous, or the transposed view of one (N, K)
     a     (K, R)  or None with b for the plain linear layer; hidden is then None
     b     (R, N)
     bias  (N,)    or None
@@ -84,7 +92,7 @@ def lora_forward(
     Raises ShapeError where the sizes, the dtype or the memory order do not fit.
     """
     try:
-        stored, is_nk = _stored(w)
+        lines, storage, is_nk = _stored(w)
         (m, k), n, r = x.shape, w.shape[1], 0 if a is None else a.shape[1]
         y = np.empty((m, n), dtype=np.float32)
         hidden = None if a is None else np.empty((m, r), dtype=np.float32)
@@ -93,7 +101,7 @@ def lora_forward(
         for i in range(0, m, rows):
             part = slice(i, i + rows)
             kept = None if hidden is None else hidden[part]
-            _kernels.lora_forward(y[part], kept, x[part], stored, a, b, bias, space, scale, is_nk, n_threads)
+            _kernels.lora_forward(y[part], kept, x[part], lines, a, b, bias, space, scale, storage, is_nk, n_threads)
         return y, hidden
     except (TypeError, ValueError, IndexError):
         named = {"x": (x, "M, K"), "a": (a, "K, R"), "b": (b, "R, N"), "bias": (bias, "N")}
@@ -105,7 +113,7 @@ def lora_backward(
     grad: np.ndarray,
     x: np.ndarray | None,
     hidden: np.ndarray | None,
-    w: np.ndarray,
+    w: np.ndarray | FrozenWeight,
     a: np.ndarray | None,
     b: np.ndarray | None,
     scale: float,
@@ -122,7 +130,7 @@ def lora_backward(
     Raises ShapeError where the sizes, the dtype or the memory order do not fit.
     """
     try:
-        stored, is_nk = _stored(w)
+        lines, storage, is_nk = _stored(w)
         (m, n), k, r = grad.shape, w.shape[0], 0 if a is None else a.shape[1]
         grad_x = np.empty((m, k), dtype=np.float32) if need[0] else None
         grad_a = np.empty((k, r), dtype=np.float32) if need[1] and a is not None else None
@@ -138,12 +146,13 @@ def lora_backward(
                 grad[part],
                 None if x is None else x[part],
                 None if hidden is None else hidden[part],
-                stored,
+                lines,
                 a,
                 b,
                 space,
                 scale,
                 i > 0,
+                storage,
                 is_nk,
                 n_threads,
             )

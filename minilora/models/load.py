@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minilora import kernels
 from minilora.errors import FormatError
 from minilora.formats.gguf import GGUFFile, open_gguf
 from minilora.formats.mapped import printable, read_file
@@ -33,18 +34,22 @@ _GGUF_LAYER = {
 _GGUF_ROOT = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def load_model(path: str | os.PathLike[str]) -> Llama:
-    """Load a Llama-family model; float32 weights stay mapped from the file, others are decoded to float32.
+def load_model(path: str | os.PathLike[str], *, dequantize: bool | None = None) -> Llama:
+    """Load a Llama-family model; its matrices stay as they are stored, mapped from the file.
 
-    path  a folder with config.json and *.safetensors, a .gguf file, or a packaged name such as "smollm2-135m"
+    path        a folder with config.json and *.safetensors, a .gguf file, or a packaged name such as "smollm2-135m"
+    dequantize  True: decode every matrix to float32 now, which takes more memory and saves a little time a step;
+                None: where the compiled kernel is not in use, since NumPy would decode them again for every product.
+                Storages that the kernel cannot read are decoded in any case
 
     FormatError for a damaged file, missing or unexpected tensors and wrong shapes (all are listed);
     ConfigError where there is no such model.
     """
     found = find_model(path)
+    kept = () if (not kernels.use_native() if dequantize is None else dequantize) else kernels.STORAGES
     if found.is_dir():
-        return _from_folder(found)
-    return _from_gguf(open_gguf(found))
+        return _from_folder(found, kept)
+    return _from_gguf(open_gguf(found), kept)
 
 
 def _expected(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -93,7 +98,7 @@ def _check_tensors(
         raise FormatError(f"{where}: {len(wrong)} tensors do not fit the configuration\n  {shown}{more}\n  {_ADVICE}")
 
 
-def _from_gguf(file: GGUFFile) -> Llama:
+def _from_gguf(file: GGUFFile, kept: Collection[str]) -> Llama:
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     table = shapes.get("token_embd.weight")
     if table is None:
@@ -103,10 +108,12 @@ def _from_gguf(file: GGUFFile) -> Llama:
     _check_tensors(file.path, config, shapes, lambda path: f"{_gguf_name(path)}.weight", {"rope_freqs.weight"})
 
     def weight(path: str) -> FrozenWeight:
-        array = file.array(f"{_gguf_name(path)}.weight")
+        name = f"{_gguf_name(path)}.weight"
+        storage = file.tensors[name].storage
+        stored = file.blocks(name) if storage in kept else file.array(name)
         if path.endswith(("q_proj", "k_proj")):
-            array = _unpermuted(array, config.head_dim)
-        return FrozenWeight(array if path == "model.embed_tokens" else array.T)
+            stored = _unpermuted(stored, config.head_dim)
+        return _frozen(stored, storage if storage in kept else "f32", path)
 
     def vector(path: str) -> Array:
         return _read_only(file.array(f"{_gguf_name(path)}.weight"))
@@ -131,14 +138,22 @@ def _gguf_name(path: str) -> str:
     return f"blk.{index}.{_GGUF_LAYER[name]}"
 
 
+def _frozen(stored: Array, storage: str, path: str) -> FrozenWeight:
+    """W (in, out) from a file's matrix (out, in), or the table (V, D): its bytes, or its numbers if "f32"."""
+    by_rows = path == "model.embed_tokens"
+    if storage == "f32" and stored.dtype != np.uint8:
+        return FrozenWeight(stored if by_rows else stored.T)
+    return FrozenWeight.from_blocks(stored, storage, transposed=not by_rows)
+
+
 def _unpermuted(array: Array, head_dim: int) -> Array:
-    """Undo GGUF's order of q and k rows, (0, D/2, 1, D/2 + 1, …) in each head, for rotation by halves."""
+    """Undo GGUF's order of q and k rows, (0, D/2, 1, D/2 + 1, …) in each head, for rotation by halves; rows whole."""
     rows, columns = array.shape
     by_pair = array.reshape(rows // head_dim, head_dim // 2, 2, columns)
     return np.ascontiguousarray(by_pair.swapaxes(1, 2)).reshape(rows, columns)
 
 
-def _from_folder(folder: Path) -> Llama:
+def _from_folder(folder: Path, kept: Collection[str]) -> Llama:
     config = LlamaConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
     holders = _tensors(folder)
     shapes = {name: holders[name].tensors[name].shape for name in holders}
@@ -160,7 +175,11 @@ def _from_folder(folder: Path) -> Llama:
         return value.astype(np.float32, copy=False)
 
     def weight(path: str) -> FrozenWeight:
-        return FrozenWeight(array(path) if path == "model.embed_tokens" else array(path).T)
+        holder, name = holders[f"{path}.weight"], f"{path}.weight"
+        storage = holder.tensors[name].dtype.lower()
+        if storage in ("bf16", "f16") and storage in kept:
+            return _frozen(holder.stored(name).view(np.uint8), storage, path)
+        return _frozen(array(path), "f32", path)
 
     return build(config, weight, lambda path: _read_only(array(path)))
 

@@ -54,7 +54,7 @@ def _linear_kernel(
 ) -> tuple[Array, Any]:
     flat = packed(x)
     bias = None if bias is None else np.ascontiguousarray(bias)
-    y, _ = kernels.compiled().lora_forward(flat, dense(W), None, None, bias, 1.0, kernels.threads())
+    y, _ = kernels.compiled().lora_forward(flat, readable(W), None, None, bias, 1.0, kernels.threads())
     return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] else None, W)
 
 
@@ -64,7 +64,7 @@ def _linear_kernel_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple
     grad_x = None
     if need[0]:
         wanted = (True, False, False)
-        operands = packed(grad), None, None, dense(W), None, None
+        operands = packed(grad), None, None, readable(W), None, None
         grad_x = kernels.compiled().lora_backward(*operands, 1.0, wanted, kernels.threads())[0]
         grad_x = grad_x.reshape(*grad.shape[:-1], W.shape[0])
     return grad_x, *_linear_vjp(grad, saved, (False, *need[1:]))[1:]
@@ -80,7 +80,6 @@ def packed(x: Array) -> Array:
     return np.ascontiguousarray(rows(x))
 
 
-def dense(W: Array | FrozenWeight) -> Array:
-    """The floating-point matrix of W (K, N) in C or Fortran order; a view where it is stored so."""
-    matrix = W.dequantize() if isinstance(W, FrozenWeight) else W
-    return matrix if matrix.flags.forc else np.ascontiguousarray(matrix)
+def readable(W: Array | FrozenWeight) -> Array | FrozenWeight:
+    """W (K, N) as the kernel takes it: a FrozenWeight, or an array in C or Fortran order."""
+    return W if isinstance(W, FrozenWeight) or W.flags.forc else np.ascontiguousarray(W)

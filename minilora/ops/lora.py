@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from minilora import kernels
 from minilora.autograd import op
 from minilora.kernels.frozen import FrozenWeight
-from minilora.ops.linear import dense, packed, rows
+from minilora.ops.linear import packed, readable, rows
 
 Array = NDArray[Any]
 
@@ -76,7 +76,7 @@ def _lora_matmul_kernel(
 ) -> tuple[Array, Any]:
     flat, A, B = packed(x), packed(A), packed(B)
     bias = None if bias is None else np.ascontiguousarray(bias)
-    y, hidden = kernels.compiled().lora_forward(flat, dense(W), A, B, bias, scale, kernels.threads())
+    y, hidden = kernels.compiled().lora_forward(flat, readable(W), A, B, bias, scale, kernels.threads())
     return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] or need[2] else None, W, A, B, hidden)
 
 
@@ -86,7 +86,7 @@ def _lora_matmul_kernel_vjp(
 ) -> tuple[Array | None, ...]:
     x, W, A, B, hidden = saved
     flat = packed(grad)
-    operands, wanted = (flat, x, hidden, dense(W), A, B), (need[0], need[2], need[3])
+    operands, wanted = (flat, x, hidden, readable(W), A, B), (need[0], need[2], need[3])
     grad_x, grad_A, grad_B = kernels.compiled().lora_backward(*operands, scale, wanted, kernels.threads())
     if grad_x is not None:
         grad_x = grad_x.reshape(*grad.shape[:-1], grad_x.shape[-1])

@@ -361,10 +361,11 @@ def test_the_wrapper_refuses_a_workspace_that_is_too_small():
 
     given_operands = operands()
     y, small = np.zeros((3, 7), np.float32), np.zeros(8, np.uint8)
+    lines = given_operands["w"].view(np.uint8)
     with pytest.raises(ValueError, match="lora_forward: workspace has 8 bytes, need"):
-        _kernels.lora_forward(y, None, given_operands["x"], given_operands["w"], None, None, None, small, 1.0, False, 1)
+        _kernels.lora_forward(y, None, given_operands["x"], lines, None, None, None, small, 1.0, 0, False, 1)
     with pytest.raises(ValueError, match="n_threads must be at least 1, got 0"):
-        _kernels.lora_forward(y, None, given_operands["x"], given_operands["w"], None, None, None, small, 1.0, False, 0)
+        _kernels.lora_forward(y, None, given_operands["x"], lines, None, None, None, small, 1.0, 0, False, 0)
 
 
 @native_only

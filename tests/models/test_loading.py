@@ -17,6 +17,7 @@ from models.tiny import (
     write_gguf,
 )
 
+from minilora import kernels
 from minilora.formats.gguf import open_gguf
 from minilora.models import find_model, load_model
 
@@ -134,9 +135,30 @@ def test_a_tied_head_is_the_embedding_table_itself(tmp_path):
     ]
     for path in paths:
         model = load_model(path)
-        table, head = model.model.embed_tokens.weight.dequantize(), model.lm_head.weight.dequantize()
-        assert np.shares_memory(table, head)
-        np.testing.assert_array_equal(table, head.T)
+        table, head = model.model.embed_tokens.weight, model.lm_head.weight
+        assert table.memory == head.memory
+        np.testing.assert_array_equal(table.dequantize(), head.dequantize().T)
+
+
+@pytest.mark.parametrize("dequantize", [True, False])
+def test_matrices_stay_as_they_are_stored_unless_asked(tmp_path, dequantize):
+    config = tiny_config()
+    weights = tiny_weights(config)
+    plain = load_model(write_folder(tmp_path / "f32", config, weights), dequantize=dequantize)
+    assert {weight.storage for _, weight in plain.frozen_weights()} == {"f32"}
+    for dtype in ("BF16", "F16"):
+        model = load_model(write_folder(tmp_path / dtype, config, weights, dtype=dtype), dequantize=dequantize)
+        assert {weight.storage for _, weight in model.frozen_weights()} == {"f32" if dequantize else dtype.lower()}
+        other = load_model(tmp_path / dtype, dequantize=not dequantize)
+        # The same numbers, summed in another order where a product of a few rows is read in place.
+        np.testing.assert_allclose(model(IDS).data, other(IDS).data, rtol=0, atol=1e-5 * np.abs(other(IDS).data).max())
+
+
+def test_without_the_kernel_matrices_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "use_native", lambda: False)
+    config = tiny_config()
+    model = load_model(write_folder(tmp_path, config, tiny_weights(config), dtype="BF16"))
+    assert {weight.storage for _, weight in model.frozen_weights()} == {"f32"}
 
 
 def test_a_tied_folder_may_hold_the_head_once_more(tmp_path):
