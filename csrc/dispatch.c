@@ -18,6 +18,11 @@
        void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, float scale, int w_layout, int w_storage,  \
        int n_threads),                                                                                                \
       (y, hidden, x, w, a, b, bias, workspace, m, n, k, r, scale, w_layout, w_storage, n_threads))                    \
+    K(void, mixed_lora_forward_f32,                                                                                   \
+      (float *y, const float *x, const void *w, const float *bias, const minilora_span *spans, void *workspace,       \
+       ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t n_spans, ptrdiff_t max_r, int w_layout, int w_storage,        \
+       int n_threads),                                                                                                \
+      (y, x, w, bias, spans, workspace, m, n, k, n_spans, max_r, w_layout, w_storage, n_threads))                     \
     K(void, lora_backward_f32,                                                                                        \
       (float *grad_x, float *grad_a, float *grad_b, const float *grad, const float *x, const float *hidden,           \
        const void *w, const float *a, const float *b, void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,         \

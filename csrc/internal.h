@@ -14,6 +14,7 @@
 #define MINILORA_NAME(name) MINILORA_JOIN(name, MINILORA_SUFFIX)
 #define minilora_lora_workspace_f32 MINILORA_NAME(minilora_lora_workspace_f32)
 #define minilora_lora_forward_f32 MINILORA_NAME(minilora_lora_forward_f32)
+#define minilora_mixed_lora_forward_f32 MINILORA_NAME(minilora_mixed_lora_forward_f32)
 #define minilora_lora_backward_f32 MINILORA_NAME(minilora_lora_backward_f32)
 #define minilora_team MINILORA_NAME(minilora_team)
 #define minilora_meet MINILORA_NAME(minilora_meet)

@@ -87,6 +87,60 @@ void minilora_lora_forward_f32(float *restrict y, float *restrict hidden,
     minilora_team(forward_part, &job, cost(m, n, k, r), n_threads);
 }
 
+typedef struct {
+    product whole;
+    const minilora_span *spans;
+    ptrdiff_t n_spans;
+    float *scratch;
+} mixed_job;
+
+/* Each thread's own spans, since most are too small to share. */
+static void mixed_part(const void *job, int part, int parts)
+{
+    const mixed_job *const all = job;
+    const view x = all->whole.first.a;
+    const ptrdiff_t n = all->whole.n, k = all->whole.first.k;
+    const ptrdiff_t begin = part_start(all->n_spans, part, parts), end = part_start(all->n_spans, part + 1, parts);
+    float *const scratch = all->scratch + part * round_up(SCRATCH);
+    for (ptrdiff_t i = begin; i < end; i++) {
+        const minilora_span span = all->spans[i];
+        const product down = {
+            .c = span.hidden, .m = span.count, .n = span.r,
+            .first = {{line_of(x, span.first), k, 0, 0}, {span.a, span.r, 0, 0}, k, 1.0f},
+        };
+        compute_share(&down, 0, 1, scratch);
+    }
+    compute_share(&all->whole, part, parts, scratch);
+    minilora_meet(parts);
+    for (ptrdiff_t i = begin; i < end; i++) {
+        const minilora_span span = all->spans[i];
+        const product up = {
+            .c = all->whole.c + span.first * n, .accumulate = 1, .m = span.count, .n = n,
+            .first = {{span.hidden, span.r, 0, 0}, {span.b, n, 0, 0}, span.r, span.scale},
+        };
+        compute_share(&up, 0, 1, scratch);
+    }
+}
+
+void minilora_mixed_lora_forward_f32(float *restrict y, const float *restrict x, const void *restrict w,
+                                     const float *restrict bias, const minilora_span *restrict spans,
+                                     void *restrict workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,
+                                     ptrdiff_t n_spans, ptrdiff_t max_r, int w_layout, int w_storage, int n_threads)
+{
+    const parts_of_workspace space = cut(workspace, m, k, max_r);
+    const int transposed = w_layout == MINILORA_W_NK;
+    const mixed_job job = {
+        .whole = {
+            .c = y, .bias = bias, .m = m, .n = n,
+            .first = {{x, k, 0, 0}, {w, transposed ? k : n, transposed, w_storage}, k, 1.0f},
+        },
+        .spans = spans, .n_spans = n_spans, .scratch = space.scratch,
+    };
+    if (m == 0)
+        return;
+    minilora_team(mixed_part, &job, cost(m, n, k, max_r), n_threads);
+}
+
 /* grad_A (k, r) = x^T . grad_h, computed as its transpose: only so is the long side contiguous. */
 static void grad_a_share(float *grad_a, const product *turned, int part, int parts, float *scratch)
 {

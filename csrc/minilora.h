@@ -88,6 +88,28 @@ void minilora_lora_forward_f32(float *y, float *hidden,
                                ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
                                float scale, int w_layout, int w_storage, int n_threads);
 
+/* Rows [first, first + count) of a batch whose rows use several adapters, and the adapter that these use. */
+typedef struct {
+    ptrdiff_t first, count;
+    ptrdiff_t r;
+    const float *a;             /* (k, r) */
+    const float *b;             /* (r, n) */
+    float *hidden;              /* out (count, r): x . a of these rows */
+    float scale;
+} minilora_span;
+
+/* y = x . W + bias, plus each span's scale * (x . a) . b in its own rows: W is read once for all of them.
+ *
+ * spans      in   n_spans of them, disjoint; rows in none of them use no adapter
+ * max_r           the largest r among them
+ * workspace       minilora_lora_workspace_f32(m, n, k, max_r, n_threads) bytes
+ *
+ * The rest as in minilora_lora_forward_f32. */
+void minilora_mixed_lora_forward_f32(float *y, const float *x, const void *w, const float *bias,
+                                     const minilora_span *spans, void *workspace,
+                                     ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t n_spans, ptrdiff_t max_r,
+                                     int w_layout, int w_storage, int n_threads);
+
 /* The gradients of the forward product, each only where its pointer is not NULL.
  *
  * grad_x     out     (m, k)  or NULL

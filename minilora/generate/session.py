@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -28,6 +28,7 @@ def stream(
     sampling: Sampling | None = None,
     seed: int | None = None,
     cache: KVCache | None = None,
+    adapters: Sequence[str | None] | None = None,
 ) -> Iterator[Array]:
     """Yield the next token of every row, (B,) int64, until every row has stopped; -1 in rows that have.
 
@@ -36,6 +37,7 @@ def stream(
     max_new_tokens              tokens a row at most
     stop                        token ids that end a row; the token itself is yielded
     cache                       positions that all rows continue, from earlier calls; it is not kept in step
+    adapters                    a name or None a row, given to the model for those that it still computes
 
     Rows that have stopped are dropped from the computation.
     """
@@ -67,8 +69,9 @@ def stream(
     live = np.arange(rows)  # the rows of the batch that the model still computes …
     running = np.ones(rows, bool)  # … and, among them, those that have not stopped
     for _ in range(max_new_tokens):
+        own = {} if adapters is None else {"adapters": [adapters[row] for row in live.tolist()]}
         with no_grad():
-            logits = model(ids, attention_mask=mask, cache=cache, logits_to_keep=1).data[:, -1]
+            logits = model(ids, attention_mask=mask, cache=cache, logits_to_keep=1, **own).data[:, -1]
         chosen = np.where(running, sampling.choose(logits, rng), -1)
         step = np.full(rows, -1, np.int64)
         step[live] = chosen
@@ -95,6 +98,7 @@ def generate(
     seed: int | None = None,
     pad: int = 0,
     cache: KVCache | None = None,
+    adapters: Sequence[str | None] | None = None,
 ) -> Array:
     """Return prompts and continuations as ids (B, T + n); rows that stopped early end in ``pad``.
 
@@ -102,7 +106,7 @@ def generate(
     """
     steps = stream(
         model, input_ids, attention_mask,
-        max_new_tokens=max_new_tokens, stop=stop, sampling=sampling, seed=seed, cache=cache,
+        max_new_tokens=max_new_tokens, stop=stop, sampling=sampling, seed=seed, cache=cache, adapters=adapters,
     )  # fmt: skip
     columns = [np.where(step < 0, pad, step)[:, None] for step in steps]
     return np.concatenate([np.atleast_2d(np.asarray(input_ids)), *columns], axis=1)

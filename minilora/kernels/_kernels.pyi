@@ -25,6 +25,24 @@ def lora_forward(
     w_is_nk: bool,
     n_threads: int,
 ) -> None: ...
+def span_bytes(count: int) -> int: ...
+def mixed_lora_forward(
+    y: np.ndarray,
+    hidden: list[np.ndarray],
+    x: np.ndarray,
+    w: np.ndarray,
+    a: list[np.ndarray],
+    b: list[np.ndarray],
+    bias: np.ndarray | None,
+    rows: list[tuple[int, int]],
+    scales: list[float],
+    space: np.ndarray,
+    workspace: np.ndarray,
+    max_r: int,
+    storage: int,
+    w_is_nk: bool,
+    n_threads: int,
+) -> None: ...
 def lora_backward(
     grad_x: np.ndarray | None,
     grad_a: np.ndarray | None,

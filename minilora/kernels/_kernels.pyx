@@ -21,6 +21,8 @@ from minilora.kernels.minilora cimport (
     minilora_lora_backward_f32,
     minilora_lora_forward_f32,
     minilora_lora_workspace_f32,
+    minilora_mixed_lora_forward_f32,
+    minilora_span,
 )
 
 cdef extern from "pthread.h" nogil:
@@ -157,6 +159,57 @@ def lora_forward(float[:, ::1] y not None, float[:, ::1] hidden, const float[:, 
     with nogil:
         minilora_lora_forward_f32(y0, hidden0, x0, w0, a0, b0, bias0, &workspace[0], m, n, k, r, scale, layout,
                                   storage, n_threads)
+
+
+def span_bytes(ptrdiff_t count) -> int:
+    """Bytes that so many spans need, at any alignment."""
+    return count * sizeof(minilora_span) + 16
+
+
+def mixed_lora_forward(float[:, ::1] y not None, list hidden, const float[:, ::1] x not None,
+                       const unsigned char[:, ::1] w not None, list a, list b, const float[::1] bias,
+                       list rows, list scales, unsigned char[::1] space not None, unsigned char[::1] workspace not None,
+                       ptrdiff_t max_r, int storage, bint w_is_nk, int n_threads):
+    """y = x . W + bias, plus scales[i] * (x . a[i]) . b[i] in the rows rows[i] = (first, count); space holds the spans."""
+    cdef ptrdiff_t m = x.shape[0], k = x.shape[1], length = elements(w.shape[1], storage)
+    cdef ptrdiff_t n = w.shape[0] if w_is_nk else length, count = len(rows), i, free_from = 0
+    cdef const float[:, ::1] a_i, b_i
+    cdef float[:, ::1] hidden_i
+    if w_is_nk:
+        expect("mixed_lora_forward", "w", w.shape[0], length, n, k, "(N, K)")
+    else:
+        expect("mixed_lora_forward", "w", w.shape[0], length, k, n, "(K, N)")
+    expect("mixed_lora_forward", "y", y.shape[0], y.shape[1], m, n, "(M, N)")
+    if bias is not None and bias.shape[0] != n:
+        raise ShapeError(f"mixed_lora_forward: bias is ({bias.shape[0]},), need (N,) = ({n},)")
+    if space.shape[0] < span_bytes(count):
+        raise ValueError("mixed_lora_forward: no room for the spans")
+    expect_workspace("mixed_lora_forward", workspace, minilora_lora_workspace_f32(m, n, k, max_r, n_threads), n_threads)
+    if m == 0 or n == 0:
+        return
+    cdef minilora_span *spans = <minilora_span *>(<size_t>(&space[0] + 15) // 16 * 16)
+    for i in range(count):
+        a_i, b_i, hidden_i = a[i], b[i], hidden[i]
+        spans[i].first, spans[i].count = rows[i]
+        spans[i].r, spans[i].scale = a_i.shape[1], scales[i]
+        if spans[i].first < free_from or spans[i].count < 0 or spans[i].first + spans[i].count > m:
+            raise ShapeError(f"mixed_lora_forward: span {i} is {rows[i]}, need (first, count) in order, within {m} rows")
+        free_from = spans[i].first + spans[i].count
+        if spans[i].r > max_r:
+            raise ShapeError(f"mixed_lora_forward: adapter {i} has rank {spans[i].r}, need at most {max_r}")
+        expect("mixed_lora_forward", "a", a_i.shape[0], a_i.shape[1], k, spans[i].r, "(K, R)")
+        expect("mixed_lora_forward", "b", b_i.shape[0], b_i.shape[1], spans[i].r, n, "(R, N)")
+        expect("mixed_lora_forward", "hidden", hidden_i.shape[0], hidden_i.shape[1], spans[i].count, spans[i].r, "(M, R)")
+        spans[i].a, spans[i].b, spans[i].hidden = start(a_i), start(b_i), start_of_output(hidden_i)
+    cdef float *y0 = start_of_output(y)
+    cdef const float *x0 = start(x)
+    cdef const unsigned char *w0 = start_of_bytes(w)
+    cdef const float *bias0 = &bias[0] if bias is not None else NULL
+    cdef int layout = MINILORA_W_NK if w_is_nk else MINILORA_W_KN
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_mixed_lora_forward_f32(y0, x0, w0, bias0, spans, &workspace[0], m, n, k, count, max_r, layout, storage,
+                                        n_threads)
 
 
 def lora_backward(float[:, ::1] grad_x, float[:, ::1] grad_a, float[:, ::1] grad_b,

@@ -19,6 +19,18 @@ cdef extern from "minilora.h" nogil:
                                    ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
                                    float scale, int w_layout, int w_storage, int n_threads)
 
+    ctypedef struct minilora_span:
+        ptrdiff_t first, count, r
+        const float *a
+        const float *b
+        float *hidden
+        float scale
+
+    void minilora_mixed_lora_forward_f32(float *y, const float *x, const void *w, const float *bias,
+                                         const minilora_span *spans, void *workspace,
+                                         ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t n_spans, ptrdiff_t max_r,
+                                         int w_layout, int w_storage, int n_threads)
+
     void minilora_lora_backward_f32(float *grad_x, float *grad_a, float *grad_b,
                                     const float *grad, const float *x, const float *hidden,
                                     const void *w, const float *a, const float *b, void *workspace,

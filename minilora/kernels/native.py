@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -107,6 +108,61 @@ def lora_forward(
         named = {"x": (x, "M, K"), "a": (a, "K, R"), "b": (b, "R, N"), "bias": (bias, "N")}
         _complain("lora_forward", w, named)
         raise
+
+
+def mixed_lora_forward(
+    x: np.ndarray,
+    w: np.ndarray | FrozenWeight,
+    index: np.ndarray,
+    a: Sequence[np.ndarray],
+    b: Sequence[np.ndarray],
+    bias: np.ndarray | None,
+    scales: Sequence[float],
+    n_threads: int,
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return y (M, N), each row by the adapter that ``index`` names, and x A of each adapter's rows.
+
+    x, w, bias       as in lora_forward
+    index   (M,)     which of the adapters a row uses; -1: none
+    a, b             an adapter each, (K, R) and (R, N), R of its own
+
+    ``x A`` of an adapter has its rows in the order of ``x``.
+    """
+    lines, storage, is_nk = _stored(w)
+    (m, k), n, rank = x.shape, w.shape[1], max((array.shape[1] for array in a), default=0)
+    y = np.empty((m, n), dtype=np.float32)
+    hidden = [np.empty((np.count_nonzero(index == i), array.shape[1]), np.float32) for i, array in enumerate(a)]
+    used = [0] * len(a)
+    step = _block_rows(m, n, k)
+    starts = np.flatnonzero(np.diff(index, prepend=-2))  # of the runs of one adapter
+    starts = np.union1d(starts, np.arange(0, m, step)).tolist()  # cut where the calls are
+    runs = [(i, j - i, int(index[i])) for i, j in zip(starts, [*starts[1:], m], strict=False) if index[i] >= 0]
+    space = np.empty(_kernels.span_bytes(len(runs)), np.uint8)
+    workspace = _workspace(_kernels.lora_workspace(step, n, k, rank, n_threads))
+    for i in range(0, m, step):
+        here = [run for run in runs if i <= run[0] < i + step]
+        kept = []
+        for _, count, which in here:
+            kept.append(hidden[which][used[which] : used[which] + count])
+            used[which] += count
+        _kernels.mixed_lora_forward(
+            y[i : i + step],
+            kept,
+            x[i : i + step],
+            lines,
+            [a[which] for _, _, which in here],
+            [b[which] for _, _, which in here],
+            bias,
+            [(first - i, count) for first, count, _ in here],
+            [scales[which] for _, _, which in here],
+            space,
+            workspace,
+            rank,
+            storage,
+            is_nk,
+            n_threads,
+        )
+    return y, hidden
 
 
 def lora_backward(

@@ -161,8 +161,9 @@ def delete_adapter(model: Module, name: str) -> None:
 
 
 def active_adapter(model: Module) -> str | None:
-    """Return the name that a call here and now would use."""
-    return None if model.adapter_choice is None else model.adapter_choice.current()
+    """Return the name that a call here and now would use; None where there is none, or one for each row of a batch."""
+    name = None if model.adapter_choice is None else model.adapter_choice.current()
+    return None if isinstance(name, tuple) else name
 
 
 def adapter_layers(model: Module, name: str) -> list[tuple[str, LowRank]]:

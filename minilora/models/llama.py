@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,6 +19,9 @@ from minilora.models.config import LlamaConfig
 from minilora.nn import Embedding, Linear, Module, RMSNorm
 
 Array = NDArray[Any]
+Adapters = (
+    str | Sequence[str | None] | None
+)  # of a call: one for all rows, one (or None) a row, or what set_adapter chose
 IGNORED = -100  # a label that is not counted
 
 
@@ -102,7 +105,7 @@ class Llama(Module):
         attention_mask: ArrayLike | None = None,
         position_ids: ArrayLike | None = None,
         cache: KVCache | None = None,
-        adapters: str | None = None,
+        adapters: Adapters = None,
         *,
         logits_to_keep: int | None = None,
     ) -> Tensor:
@@ -112,7 +115,7 @@ class Llama(Module):
         attention_mask  (B, P + T)  0 for padding, P positions being in the cache; None: no padding
         position_ids    (B, T)      None: counted from the first token of a row that is not padding
         cache                       positions of earlier calls, extended by this one; only without gradients
-        adapters                    the adapter of this call; None: what set_adapter chose
+        adapters                    the adapter of this call, or one (or None) a row; None: what set_adapter chose
         logits_to_keep              compute those of the last n >= 1 positions only; None: all
 
         Returns (B, T or n, V) float32. ShapeError where sizes or ids do not fit, ConfigError for an n below 1.
@@ -122,7 +125,7 @@ class Llama(Module):
                 f"model: logits_to_keep is {logits_to_keep}, expected at least 1\n"
                 "  leave it out for the logits of all positions"
             )
-        with self._adapter(adapters):
+        with self._adapter(adapters, len(np.atleast_1d(input_ids))):
             hidden = self._hidden(input_ids, attention_mask, position_ids, cache)
             if logits_to_keep is not None:
                 hidden = _pick(hidden, np.arange(hidden.shape[1])[-logits_to_keep:])
@@ -150,7 +153,7 @@ class Llama(Module):
         ids, wanted = np.asarray(input_ids), np.asarray(labels)
         if wanted.shape != ids.shape:
             raise ShapeError(f"loss: labels has shape {wanted.shape}, but input_ids has {ids.shape}")
-        with self._adapter(adapters):
+        with self._adapter(adapters, 1):
             hidden = self._hidden(ids, attention_mask, None, None)
             rows, columns = np.nonzero(wanted[:, 1:] != IGNORED)
             flat = ops.reshape(hidden, shape=(-1, hidden.shape[-1]))
@@ -175,7 +178,7 @@ class Llama(Module):
         top_p: float | None = None,
         seed: int | None = None,
         stop: Collection[int] | None = None,
-        adapters: str | None = None,
+        adapters: Adapters = None,
         *,
         cache: KVCache | None = None,
     ) -> Array:
@@ -184,25 +187,30 @@ class Llama(Module):
         input_ids, attention_mask  (B, T)  prompts, padded on the left
         temperature                0 is greedy; see generate.Sampling for top_k and top_p
         stop                       ids that end a row; None: the model's end tokens; the first of them fills short rows
+        adapters                   as in a call of the model
         """
         stops = self.config.eos_token_ids if stop is None else tuple(stop)
-        with self._adapter(adapters):
+        by_row = None if adapters is None or isinstance(adapters, str) else tuple(adapters)
+        with self._adapter(adapters, len(np.atleast_2d(input_ids))):
             return continue_from(
                 self, input_ids, attention_mask, max_new_tokens=max_new_tokens, stop=stops,
                 sampling=Sampling(temperature, top_k, top_p), seed=seed,
-                pad=stops[0] if stops else 0, cache=cache,
+                pad=stops[0] if stops else 0, cache=cache, adapters=by_row,
             )  # fmt: skip
 
-    def _adapter(self, name: str | None) -> Any:
-        if name is None:
+    def _adapter(self, names: Adapters, rows: int) -> Any:
+        """A block that uses an adapter, or one a row of a batch; nullcontext for what set_adapter chose."""
+        if names is None:
             return nullcontext()
-        if (
-            not isinstance(name, str)
-            or self.adapter_choice is None
-            or not any(isinstance(m, Linear) and name in m.adapters for _, m in self.named_modules())
-        ):
-            raise AdapterError(f"adapters: the model has no adapter named {name!r}; add or load it first")
-        return self.adapter_choice.during(name)
+        each = (names,) if isinstance(names, str) else tuple(names)
+        if not isinstance(names, str) and len(each) != rows:
+            raise ShapeError(f"adapters: {len(each)} names for a batch of {rows} rows; give one (or None) a row")
+        known = {name for _, m in self.named_modules() if isinstance(m, Linear) for name in m.adapters}
+        for name in each:
+            if self.adapter_choice is None or not (name in known if isinstance(name, str) else name is None):
+                raise AdapterError(f"adapters: the model has no adapter named {name!r}; add or load it first")
+        assert self.adapter_choice is not None
+        return self.adapter_choice.during(each[0] if len(set(each)) == 1 else each)
 
     def _hidden(self, input_ids: ArrayLike, attention_mask: Any, position_ids: Any, cache: KVCache | None) -> Any:
         ids = np.asarray(input_ids)

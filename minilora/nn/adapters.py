@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_in_call: ContextVar[Mapping[AdapterChoice, str | None]] = ContextVar("minilora_adapters", default={})  # noqa: B039
+Names = str | tuple[str | None, ...] | None  # one adapter for all rows of a batch, one (or None) for each, or none
+_in_call: ContextVar[Mapping[AdapterChoice, Names]] = ContextVar("minilora_adapters", default={})  # noqa: B039
 
 
 class AdapterChoice:
@@ -20,14 +21,14 @@ class AdapterChoice:
     def __init__(self, default: str | None = None) -> None:
         self.default = default
 
-    def current(self) -> str | None:
-        """The name that holds here: that of the innermost block in this thread or task, or the default."""
+    def current(self) -> Names:
+        """What holds here: the choice of the innermost block in this thread or task, or the default."""
         return _in_call.get().get(self, self.default)
 
     @contextmanager
-    def during(self, name: str | None) -> Iterator[None]:
-        """Use adapter ``name`` (None: no adapter) inside the block, in this thread or task only."""
-        token = _in_call.set({**_in_call.get(), self: name})
+    def during(self, names: Names) -> Iterator[None]:
+        """Use an adapter (None: none; or one a row of the batch) inside the block, in this thread or task only."""
+        token = _in_call.set({**_in_call.get(), self: names})
         try:
             yield
         finally:

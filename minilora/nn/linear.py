@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from minilora import ops
 from minilora.autograd import Tensor, tensor
-from minilora.errors import ShapeError
+from minilora.errors import ConfigError, ShapeError
 from minilora.kernels import FrozenWeight
 from minilora.nn.adapters import AdapterChoice
 from minilora.nn.module import Module
@@ -78,15 +78,34 @@ class Linear(Module):
         return self.weight.shape[1]
 
     def active_adapter(self) -> LowRank | None:
-        """The adapter that a call here and now would use."""
+        """The adapter that a call here and now would use for all rows."""
         name = self.choice.current() if self.choice else None
-        return None if name is None else self.adapters.get(name)
+        return self.adapters.get(name) if isinstance(name, str) else None
 
     def __call__(self, x: Any) -> Any:
         """x (*, in) -> (*, out)"""
-        low_rank = self.active_adapter()
+        names = self.choice.current() if self.choice else None
+        if isinstance(names, tuple):
+            return self._by_row(x, names)
+        low_rank = None if names is None else self.adapters.get(names)
         if low_rank is None:
             return ops.linear(x, self.weight, self.bias)
         if low_rank.training and low_rank.dropout:  # only the low-rank path sees the dropped input
             return ops.linear(x, self.weight, self.bias) + low_rank(x)
         return ops.lora_matmul(x, self.weight, low_rank.A, low_rank.B, low_rank.scale, self.bias)
+
+    def _by_row(self, x: Any, names: tuple[str | None, ...]) -> Any:
+        """x (batch, *, in) -> (batch, *, out), each row of the batch by an adapter of its own."""
+        if x.ndim < 2 or x.shape[0] != len(names):
+            raise ShapeError(f"Linear: x has shape {x.shape}, but {len(names)} adapters are given, one a row")
+        used = [name for name in dict.fromkeys(names) if name is not None and name in self.adapters]
+        if not used:
+            return ops.linear(x, self.weight, self.bias)
+        low_ranks = [self.adapters[name] for name in used]
+        if any(low.training and low.dropout for low in low_ranks):
+            raise ConfigError("Linear: adapters with dropout train one at a time; choose one, or call eval()")
+        index = np.array([used.index(name) if name in used else -1 for name in names])
+        index = np.broadcast_to(index.reshape(-1, *[1] * (x.ndim - 2)), x.shape[:-1])
+        factors = [factor for low in low_ranks for factor in (low.A, low.B)]
+        scales = tuple(low.scale for low in low_ranks)
+        return ops.mixed_lora_matmul(x, self.weight, index, self.bias, factors, scales)
