@@ -47,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _option(length, "--batch-size", int, "N", "examples in one forward pass")
     _option(length, "--accumulate", int, "N", "forward passes in one step")
     _option(length, "--max-length", int, "N", "tokens; longer examples are cut")
+    length.add_argument(
+        "--gradient-checkpointing", action="store_true", default=argparse.SUPPRESS,
+        help="compute each layer again in backward: less memory, a third more time",
+    )  # fmt: skip
     learning = parser.add_argument_group("learning")
     _option(learning, "--lr", float, "X", "largest learning rate")
     _option(learning, "--schedule", str, "S", "cosine, linear or constant")

@@ -59,6 +59,8 @@ def steps(
     stream = TrainingBatches(examples_of(data), batch_size=together, seed=config.seed)
     params, name = adapter_parameters(model), active_adapter(model) or ""
     config = _describing(model.adapter_choice.configs[name], config.resolved(stream.batches_per_epoch))
+    if config.gradient_checkpointing and not hasattr(model, "gradient_checkpointing"):
+        raise ConfigError(f"settings: {type(model).__name__} has no gradient_checkpointing; leave it out")
     folder = None if out is None else prepare_folder(out)
     notes = {"trained_on": data.kind} if isinstance(data, Dataset) else {}
     good = LastGood(params, lambda path: save_adapter(model, path, name, metadata=notes), folder)
@@ -69,7 +71,9 @@ def steps(
         resolved = {**(settings or {}), **dataclasses.asdict(config)}
         write_run(folder / "run.yaml", resolved, {"minilora": __version__, **notes})
         metrics = MetricsFile(folder / "metrics.jsonl")
-    was_training = model.training
+    was_training, was_checkpointing = model.training, getattr(model, "gradient_checkpointing", False)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing = True
     try:
         for event in events:
             if metrics is not None:
@@ -83,6 +87,8 @@ def steps(
         raise
     finally:
         model.train(was_training)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing = was_checkpointing
         if metrics is not None:
             metrics.close()
 

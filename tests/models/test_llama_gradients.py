@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -112,6 +113,29 @@ def test_only_a_and_b_are_trained(tmp_path):
     for _, weight in model.named_frozen():
         assert not hasattr(weight, "grad")
     assert model.frozen_sha256() == before
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_no_bit_and_keeps_less(tmp_path, dropout):
+    config = tiny_config(num_hidden_layers=8, hidden_size=64, intermediate_size=256)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, config["vocab_size"], (4, 64))
+    seen, kept = [], []
+    for checkpointing in (False, True):
+        model = load_model(write_folder(tmp_path / f"{checkpointing}", config, tiny_weights(config)))
+        add_adapter(model, LoraConfig(r=3, lora_dropout=dropout, target_modules="all-linear"), seed=0)
+        for _, tensor in model.named_parameters():
+            tensor.data[...] = 0.1 * np.random.default_rng(1).standard_normal(tensor.shape)
+        model.gradient_checkpointing = checkpointing
+        model.train()
+        tracemalloc.start()
+        loss = model.loss(ids, ids)
+        kept.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        loss.backward()
+        seen.append([loss.data.tobytes(), *(tensor.grad.tobytes() for _, tensor in model.named_parameters())])
+    assert seen[0] == seen[1]
+    assert kept[1] < kept[0] / 3
 
 
 @pytest.mark.parametrize("kind", ["folder", "gguf"])

@@ -176,6 +176,20 @@ def test_dropout_is_on_in_steps_and_off_in_held_out_losses(make_model, examples)
     assert not model.training  # as it was before
 
 
+def test_gradient_checkpointing_is_on_for_the_run_and_refused_by_a_model_without_it(make_model, examples):
+    model = make_model()
+    with pytest.raises(ConfigError, match="Bigram has no gradient_checkpointing"):
+        run(model, examples, gradient_checkpointing=True)
+    model.gradient_checkpointing = False
+    seen = []
+    config = TrainConfig(steps=2, gradient_checkpointing=True)
+    for event in steps(model, examples, config):
+        seen.append(model.gradient_checkpointing)
+        assert event is not None
+    assert all(seen)
+    assert model.gradient_checkpointing is False
+
+
 def test_train_returns_what_the_events_told_and_adds_the_adapter_it_needs(make_model, examples, tmp_path):
     model = make_model()
     bare = type(model)()
