@@ -24,6 +24,7 @@ import numpy as np
 from minilora.errors import ShapeError
 
 _OPERAND = re.compile(r"(\*?)([A-Za-z_]\w*)(\??)(?::(real|weight|int|bool))?\[([^\]]*)\]")
+_REMEMBERED = 4096  # calls of an operator by shapes and dtypes, so that they are checked once
 _KINDS = {"real": "f", "weight": "f", "int": "iu", "bool": "b"}
 
 
@@ -90,8 +91,16 @@ class Signature:
         return cls(_operands(left), _operands(right))
 
     @functools.cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(o.name for o in self.inputs)
+
+    @functools.cached_property
     def _variadic(self) -> bool:
         return any(o.variadic for o in self.inputs)
+
+    @functools.cached_property
+    def _fitting(self) -> dict[Any, bool]:
+        return {}
 
     @functools.cached_property
     def _discrete(self) -> bool:
@@ -106,16 +115,16 @@ class Signature:
         for operand in self.inputs:
             yield from (operand,) * (spare if operand.variadic else 1)
 
-    def spread(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The operands of a call one after the other, from their values by name: a variadic one's are a sequence."""
+    def spread(self, values: dict[str, Any]) -> tuple[Any, ...]:
+        """Take the operands of a call out of its values by name, one after the other: a variadic one is a sequence."""
         if not self._variadic:
-            return tuple([values[o.name] for o in self.inputs])
-        return tuple(v for o in self.inputs for v in (values[o.name] if o.variadic else (values[o.name],)))
+            return tuple([values.pop(name) for name in self._names])
+        return tuple(v for o in self.inputs for v in (values.pop(o.name) if o.variadic else (values.pop(o.name),)))
 
     def gather(self, given: Sequence[Any]) -> dict[str, Any]:
         """The inverse of ``spread``."""
         if not self._variadic:
-            return {o.name: value for o, value in zip(self.inputs, given, strict=True)}
+            return dict(zip(self._names, given, strict=True))
         rest, spare = iter(given), len(given) - len(self.inputs) + 1
         return {o.name: tuple(itertools.islice(rest, spare)) if o.variadic else next(rest) for o in self.inputs}
 
@@ -136,6 +145,22 @@ class Signature:
             for operand, array in zip(self.expand(len(arrays)), arrays, strict=True)
             if operand.differentiable
         )
+
+    def fit(self, op: str, arrays: Sequence[Any]) -> bool:
+        """``check``, and then ``all_single``; of shapes and dtypes that were seen before, what was found then."""
+        try:
+            key = tuple([None if array is None else (array.shape, array.dtype) for array in arrays])
+        except AttributeError:  # Python numbers, and whatever check may refuse
+            self.check(op, arrays)
+            return self.all_single(arrays)
+        known = self._fitting.get(key)
+        if known is None:
+            self.check(op, arrays)
+            known = self.all_single(arrays)
+            if len(self._fitting) == _REMEMBERED:
+                self._fitting.clear()
+            self._fitting[key] = known
+        return known
 
     def check(self, op: str, arrays: Sequence[Any]) -> dict[str, Any]:
         """Return the size of every axis, ``*`` and ``...`` as shapes; ShapeError where two disagree."""

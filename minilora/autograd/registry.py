@@ -31,6 +31,7 @@ from minilora.autograd.tensor import Tensor, is_recording
 from minilora.autograd.writes import stamp
 from minilora.signature import Domain, Draw, Flops, Params, Signature
 
+_ARRAYS = (np.ndarray, Tensor)
 REGISTRY: dict[str, Op] = {}
 Forward = Callable[..., tuple[Any, Any]]
 
@@ -81,6 +82,7 @@ class Op:
         # inspect's own bind costs more than a small operator; these two make a call's arguments without it.
         self._positional = tuple(n for n, p in arguments.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
         self._defaults = {n: p.default for n, p in arguments.items() if p.default is not p.empty}
+        self._names = self.__signature__.parameters.keys()
         self._collects = self._positional[-1] in [o.name for o in self.signature.inputs if o.variadic]
         missing = [o.name for o in self.signature.inputs if o.name not in arguments]
         if missing:
@@ -111,11 +113,11 @@ class Op:
         if self._collects and len(args) > last and not isinstance(args[-1], list | tuple):
             args = (*args[:last], args[last:])
         values = {**self._defaults, **dict(zip(self._positional, args, strict=False)), **kwargs}
-        twice = len(args) > len(self._positional) or any(name in kwargs for name in self._positional[: len(args)])
-        if twice or values.keys() != self.__signature__.parameters.keys():
+        twice = len(args) > last + 1 or (kwargs and any(name in kwargs for name in self._positional[: len(args)]))
+        if twice or values.keys() != self._names:
             self.__signature__.bind(*args, **kwargs)  # raises the TypeError that Python itself would
-        given = self.signature.spread({o.name: values.pop(o.name) for o in self.signature.inputs})
-        if any(isinstance(v, np.ndarray | Tensor) for v in given):
+        given = self.signature.spread(values)
+        if any(isinstance(v, _ARRAYS) for v in given):
             given = self.signature.take_numbers(given)
         return given, values
 
@@ -134,12 +136,12 @@ class Op:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         operands, params = self.bind(args, kwargs)
-        arrays = tuple(map(_plain, operands))
-        self.signature.check(self.name, arrays)
-        recording = is_recording()
-        edges = tuple(o.edge if recording and isinstance(o, Tensor) else None for o in operands)
-        need = tuple(edge is not None for edge in edges)
-        rule, watch = self.choose(arrays), _watch.get()
+        arrays = tuple([_plain(o) for o in operands])
+        single, recording = self.signature.fit(self.name, arrays), is_recording()
+        edges = tuple([o.edge if recording and isinstance(o, Tensor) else None for o in operands])
+        need = tuple([edge is not None for edge in edges])
+        rule = self.kernel if single and self.kernel is not None and kernels.use_native() else self.reference
+        watch = _watch.get()
         if watch is None:
             out, saved = self.run(rule, arrays, params, need)
         else:

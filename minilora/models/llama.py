@@ -37,14 +37,14 @@ class Attention(Module):
     def __call__(self, x: Any, *, cos: Array, sin: Array, mask: Any, cache: Any, layer: int) -> Any:
         """x (B, T, D) -> (B, T, D)"""
         batch, time, _ = x.shape
-        q = ops.reshape(self.q_proj(x), shape=(batch, time, self.heads, self.width))
-        k = ops.reshape(self.k_proj(x), shape=(batch, time, self.groups, self.width))
-        v = ops.reshape(self.v_proj(x), shape=(batch, time, self.groups, self.width))
+        q = self.q_proj(x).reshape(batch, time, self.heads, self.width)
+        k = self.k_proj(x).reshape(batch, time, self.groups, self.width)
+        v = self.v_proj(x).reshape(batch, time, self.groups, self.width)
         q, k = ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(layer, _array(k), _array(v))
         y = ops.attention(q, k, v, mask)
-        return self.o_proj(ops.reshape(y, shape=(batch, time, self.heads * self.width)))
+        return self.o_proj(y.reshape(batch, time, self.heads * self.width))
 
 
 class MLP(Module):
@@ -67,8 +67,8 @@ class DecoderLayer(Module):
 
     def __call__(self, x: Any, **at: Any) -> Any:
         """x (B, T, D) -> (B, T, D)"""
-        x = ops.add(x, self.self_attn(self.input_layernorm(x), **at))
-        return ops.add(x, self.mlp(self.post_attention_layernorm(x)))
+        x = x + self.self_attn(self.input_layernorm(x), **at)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Decoder(Module):
