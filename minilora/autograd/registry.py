@@ -129,18 +129,16 @@ class Op:
         return rule.forward(**self.signature.gather(arrays), **params, **extra)
 
     def choose(self, arrays: Sequence[Any]) -> Rule:
-        """The kernel where there is one, it is switched on and every real operand is float32; else the reference."""
-        if self.kernel is None or not kernels.use_native() or not self.signature.all_single(arrays):
-            return self.reference
-        return self.kernel
+        """The kernel if there is one in use and all real operands are float32; ShapeError where operands do not fit."""
+        single = self.signature.fit(self.name, arrays)
+        return self.kernel if single and self.kernel is not None and kernels.use_native() else self.reference
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         operands, params = self.bind(args, kwargs)
         arrays = tuple([_plain(o) for o in operands])
-        single, recording = self.signature.fit(self.name, arrays), is_recording()
+        rule, recording = self.choose(arrays), is_recording()
         edges = tuple([o.edge if recording and isinstance(o, Tensor) else None for o in operands])
         need = tuple([edge is not None for edge in edges])
-        rule = self.kernel if single and self.kernel is not None and kernels.use_native() else self.reference
         watch = _watch.get()
         if watch is None:
             out, saved = self.run(rule, arrays, params, need)
