@@ -100,6 +100,9 @@ static void go_over(const forward_job *job, const unit *u, const pieces *s, ptrd
     if (first.lo >= last.hi)
         return;
     copy_rows(p, u, s->queries, TILE_ROWS * STRIDE, job->q, r0, rows, p->scale);
+    /* Rows lie H * D floats apart, which no prefetcher follows: ask for the next ones, and where these go. */
+    fetch_rows(p, u, job->q, r0 + rows, rows);
+    fetch_rows(p, u, job->y, r0, rows);
     products(rows, s->weights, s->queries, TILE_ROWS * STRIDE, s->turned_k, p->d, c0, c1);
     for (ptrdiff_t i = 0; i < rows; i++) {
         float *const row = s->weights + i * STRIDE;
@@ -150,20 +153,21 @@ static void compute_unit(const forward_job *job, ptrdiff_t index, float *scratch
         s.peak[r] = -FLT_MAX;   /* and not -INFINITY, of which a row that sees nothing would make NaN */
         s.total[r] = 0.0f;
     }
-    for (ptrdiff_t block = u.k0; block < u.k1; block += size) {
-        const ptrdiff_t keys = smaller(size, u.k1 - block);
+    for (ptrdiff_t block = u.k0, keys; block == u.k0 || block < u.k1; block += size) {
+        keys = larger(smaller(size, u.k1 - block), 0);
         minilora_attention_pack_turned(s.turned_k, k + block * step, step, keys, p->d);
         if (!in_place)
             minilora_attention_pack(s.v, v + block * step, step, keys, p->d);
         if (job->mask)
             hidden_keys(s.hidden, job->mask + u.entry * p->s + block, keys);
-        for (ptrdiff_t r = 0; r < rows; r += height)
-            go_over(job, &u, &s, r, smaller(height, rows - r), block, keys, in_place ? v + block * step : s.v,
+        for (ptrdiff_t r = 0; r < rows; r += height) {
+            const ptrdiff_t end = smaller(r + height, rows);
+            go_over(job, &u, &s, r, end - r, block, keys, in_place ? v + block * step : s.v,
                     in_place ? TILE_COLS : KEYS * TILE_COLS, in_place ? step : TILE_COLS, job->mask != NULL);
+            for (ptrdiff_t i = r; i < end && block + size >= u.k1 && p->splits == 1; i++)
+                finish(job, row_at(p, &u, i), s.y + i * p->width, s.peak[i], s.total[i]);
+        }
     }
-    if (p->splits == 1)
-        for (ptrdiff_t r = 0; r < rows; r++)
-            finish(job, row_at(p, &u, r), s.y + r * p->width, s.peak[r], s.total[r]);
 }
 
 /* Put the splits of one row together, in their order; the first one's y is overwritten. */

@@ -15,9 +15,11 @@
 
 enum {
     ALIGN = 64,
-    /* Keys of a block, and components that a left-hand row holds before the next piece of it starts.  A multiple of
-     * TILE_COLS. */
-    KEYS = 128,
+    /* Keys of a block of the forward pass, and components that a left-hand row holds before its next piece starts; a
+     * multiple of TILE_COLS. */
+    KEYS = 256,
+    /* Keys of a block of the backward pass, which has five times as much to keep in the second-level cache. */
+    GRAD_KEYS = 128,
     /* Distance between the rows of scores and of copied queries: a constant, so that one register addresses a whole
      * tile, and an odd number of cache lines. */
     STRIDE = KEYS + 16,
@@ -133,6 +135,16 @@ static inline void copy_rows(const plan *p, const unit *u, float *restrict to, p
     }
 }
 
+/* Bring rows [r0, r0 + rows) of a unit, as far as there are such, into the cache.  Always inlined, since gcc drops a call
+ * that computes nothing. */
+static inline __attribute__((always_inline)) void fetch_rows(const plan *p, const unit *u, const float *array,
+                                                             ptrdiff_t r0, ptrdiff_t rows)
+{
+    for (ptrdiff_t r = r0; r < smaller(r0 + rows, (u->t1 - u->t0) * p->share); r++)
+        for (ptrdiff_t e = 0; e < p->d; e += ALIGN / 4)
+            __builtin_prefetch(array + row_at(p, u, r) + e);
+}
+
 /* Keys that row r of a unit sees in a block, as columns of it. */
 static inline span columns_of(const plan *p, const unit *u, ptrdiff_t r, ptrdiff_t block, ptrdiff_t keys)
 {
@@ -155,11 +167,14 @@ static inline void hide(float *row, span own, ptrdiff_t c0, ptrdiff_t c1, const 
     }
 }
 
-/* e^x for x <= 0, and 0 below -87, where e^x would leave the normal numbers, which are slow on some processors. */
+/* e^x for x <= 0 to within 2 units in the last place; 0 below -87.7, where the exponent of 2^n becomes that of zero; NaN
+ * for NaN. */
 static inline float weight(float x)
 {
-    const float e = minilora_exp(x < -87.0f ? -87.0f : x);
-    return x < -87.0f ? 0.0f : e;
+    float shifted;
+    const float e = minilora_exp_reduced(x < -88.0f ? -88.0f : x, &shifted);
+    const int32_t bits = (union bits){.number = shifted}.whole - (0x4b400000 - 127);
+    return e * (union bits){.whole = (int32_t)((uint32_t)bits << 23)}.number;
 }
 
 /* mask (keys) as numbers for hide(): 1 where nobody may look; NULL without a mask. */

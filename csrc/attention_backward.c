@@ -11,12 +11,12 @@
 
 typedef struct {
     float *turned_k, *turned_v; /* a block of keys, transposed: panels of TILE_COLS keys, d rows each */
-    float *k;                   /* and as it is: panels of TILE_COLS components, KEYS rows each */
-    float *grad_k, *grad_v;     /* its gradients so far (KEYS, width) */
+    float *k;                   /* and as it is: panels of TILE_COLS components, GRAD_KEYS rows each */
+    float *grad_k, *grad_v;     /* its gradients so far (GRAD_KEYS, width) */
     float *queries, *grad;      /* a block of rows, queries scaled: pieces of (ROWS, STRIDE) */
     float *weights, *change;    /* (ROWS, STRIDE) */
     float *grad_q;              /* of a tile (TILE_ROWS, width) */
-    float *hidden;              /* (KEYS) */
+    float *hidden;              /* (GRAD_KEYS) */
     float *delta;               /* of all rows of a unit */
     ptrdiff_t size;
 } pieces;
@@ -27,11 +27,11 @@ static pieces cut_scratch(const plan *p, float *at)
 {
     const ptrdiff_t left = ceil_div(p->width, KEYS) * ROWS * STRIDE;
     pieces s = {.turned_k = at};
-    s.turned_v = s.turned_k + KEYS * p->d;
-    s.k = s.turned_v + KEYS * p->d;
+    s.turned_v = s.turned_k + GRAD_KEYS * p->d;
+    s.k = s.turned_v + GRAD_KEYS * p->d;
     s.grad_k = s.k + KEYS * p->width;
-    s.grad_v = s.grad_k + KEYS * p->width;
-    s.queries = s.grad_v + KEYS * p->width;
+    s.grad_v = s.grad_k + GRAD_KEYS * p->width;
+    s.queries = s.grad_v + GRAD_KEYS * p->width;
     s.grad = s.queries + left;
     s.weights = s.grad + left;
     s.change = s.weights + ROWS * STRIDE;
@@ -76,6 +76,8 @@ static void make_weights(const backward_job *job, const unit *u, const pieces *s
     float *const weights = s->weights + i * STRIDE, *const change = s->change + i * STRIDE;
     if (all.lo >= all.hi)
         return;                 /* nobody reads them either */
+    fetch_rows(p, u, job->q, r + i + ROWS, rows);
+    fetch_rows(p, u, job->grad, r + i + ROWS, rows);
     products(rows, weights, s->queries + i * STRIDE, piece, s->turned_k, p->d, c0, c1);
     if (job->grad_q || job->grad_k)
         products(rows, change, s->grad + i * STRIDE, piece, s->turned_v, p->d, c0, c1);
@@ -208,8 +210,8 @@ static void compute_unit(const backward_job *job, ptrdiff_t index, float *scratc
         if (job->grad_q)
             memset(job->grad_q + at, 0, (size_t)p->d * sizeof(float));
     }
-    for (ptrdiff_t at = 0; at < p->s; at += KEYS) {
-        const block keys = {at, smaller(KEYS, p->s - at)};
+    for (ptrdiff_t at = 0; at < p->s; at += GRAD_KEYS) {
+        const block keys = {at, smaller(GRAD_KEYS, p->s - at)};
         const int any = sees(&u, keys);
         if (any)
             go_over(job, &u, &s, keys);
@@ -254,11 +256,11 @@ static void backward_part(const void *of, int part, int parts)
     for (ptrdiff_t i = mine.lo; i < mine.hi; i++)
         compute_unit(job, i, scratch);
     if (p->cuts > 1 && (job->grad_k || job->grad_v)) {
-        const ptrdiff_t blocks = ceil_div(p->s, KEYS), all = (job->units.hi - job->units.lo) / p->cuts * blocks;
+        const ptrdiff_t blocks = ceil_div(p->s, GRAD_KEYS), all = (job->units.hi - job->units.lo) / p->cuts * blocks;
         minilora_meet(parts);
         for (ptrdiff_t i = part_start(all, part, parts); i < part_start(all, part + 1, parts); i++) {
-            const ptrdiff_t at = i % blocks * KEYS;
-            join(job, job->units.lo + i / blocks * p->cuts, (block){at, smaller(KEYS, p->s - at)});
+            const ptrdiff_t at = i % blocks * GRAD_KEYS;
+            join(job, job->units.lo + i / blocks * p->cuts, (block){at, smaller(GRAD_KEYS, p->s - at)});
         }
     }
 }
