@@ -19,7 +19,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-SOURCES = ["team", "gemm", "pack", "dot", "lora", "attention", "attention_backward", "attention_tile"]  # compiled once per instruction set; dispatch.c only once
+# Compiled once per instruction set; dispatch.c only once.
+SOURCES = ["team", "gemm", "pack", "dot", "lora", "attention", "attention_backward", "attention_tile"]
 CSRC = Path("csrc")
 DEBUG = os.environ.get("MINILORA_DEBUG", "") == "1"
 REQUIRED = os.environ.get("MINILORA_REQUIRE_KERNELS", "") == "1"

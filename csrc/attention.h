@@ -135,8 +135,8 @@ static inline void copy_rows(const plan *p, const unit *u, float *restrict to, p
     }
 }
 
-/* Bring rows [r0, r0 + rows) of a unit, as far as there are such, into the cache.  Always inlined, since gcc drops a call
- * that computes nothing. */
+/* Bring rows [r0, r0 + rows) of a unit, as far as there are such, into the cache.  Always inlined, since gcc drops a
+ * call that computes nothing. */
 static inline __attribute__((always_inline)) void fetch_rows(const plan *p, const unit *u, const float *array,
                                                              ptrdiff_t r0, ptrdiff_t rows)
 {
@@ -167,8 +167,8 @@ static inline void hide(float *row, span own, ptrdiff_t c0, ptrdiff_t c1, const 
     }
 }
 
-/* e^x for x <= 0 to within 2 units in the last place; 0 below -87.7, where the exponent of 2^n becomes that of zero; NaN
- * for NaN. */
+/* e^x for x <= 0 to within 2 units in the last place; 0 below -87.7, where the exponent of 2^n becomes that of zero;
+ * NaN for NaN. */
 static inline float weight(float x)
 {
     float shifted;

@@ -131,7 +131,7 @@ static void add_turned(const plan *p, float *sums, const float *what, const floa
             for (ptrdiff_t e = 0; e < p->width; e += TILE_COLS)
                 minilora_attention_tile(1, high, sums + j * p->width + e, p->width, minilora_attention_ones,
                                         what + from * STRIDE + j,
-                                        rows + e / KEYS * (ROWS * STRIDE) + from * STRIDE + e % KEYS, STRIDE, to - from);
+                                        rows + (e / KEYS * ROWS + from) * STRIDE + e % KEYS, STRIDE, to - from);
     }
 }
 

@@ -11,7 +11,7 @@ union bits {
 
 /* e^(x - n ln 2), where the low bits of `shifted` hold the whole number n nearest to x / ln 2; for |x| below 2^20.
  *
- * The remainder r is at most ln 2 / 2 in size, and e^r its Taylor series to the 7th power, whose rest is below 2^-27. */
+ * The remainder r is at most ln 2 / 2 in size; e^r is its Taylor series to the 7th power, whose rest is below 2^-27. */
 static inline float minilora_exp_reduced(float x, float *shifted)
 {
     const float shift = 0x1.8p23f;      /* adding it rounds to a whole number, which its low bits then hold */

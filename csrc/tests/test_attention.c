@@ -9,9 +9,9 @@
  *             adds its own: u (6 blocks + R).  Inside a block, total sums 64 lanes' terms and a tree: 70 u; y a chain
  *             of 256.  Then a quotient and a product: 2 u.
  *
- * So y is off by `of_y` = 2 (d + 3) Z + 4 R + 14 blocks + 340 times u times the sum of w * |v|, and a weight that backward
- * makes again by `of_w` = 2 (d + 3) Z + 3 R + 6 blocks + 85.  change = w * (grad . v - delta) inherits both, and two more
- * sums of d terms.  The sums over keys and rows are chains of 128 in each block, one sum a block, and one a cut (16).
+ * So y is off by `of_y` = 2 (d + 3) Z + 4 R + 14 blocks + 340 times u times the sum of w * |v|, and a weight that
+ * backward makes again by `of_w` = 2 (d + 3) Z + 3 R + 6 blocks + 85.  change = w * (grad . v - delta) inherits both,
+ * and two more sums of d terms.  The sums over keys and rows are chains of 128 in each block, one sum a block, and one a cut (16).
  * A relative error t of an exponent becomes e^t - 1.
  */
 #include "minilora.h"
@@ -317,8 +317,10 @@ static void check_isa(void)
             for (size_t d = 0; d < 8; d++)
                 for (int causal = 0; causal < 2; causal++)
                     if (!causal || few[s] >= few[t])
-                        check((problem){(ptrdiff_t)(d % 3), few[t], few[s], 6, d % 2 ? 2 : 6, widths[d], causal,
-                                        (ptrdiff_t)(t + d) % 3, (int)(s + d) % 3, 1, (ptrdiff_t)d % 3, (ptrdiff_t)s % 2});
+                        check((problem){.b = (ptrdiff_t)d % 3, .t = few[t], .s = few[s], .h = 6, .g = d % 2 ? 2 : 6,
+                                        .d = widths[d], .causal = causal, .window = (ptrdiff_t)(t + d) % 3,
+                                        .masked = (int)(s + d) % 3, .size = 1, .offset = (ptrdiff_t)d % 3,
+                                        .room = (ptrdiff_t)s % 2});
     /* Every number of rows and of keys around a tile. */
     for (ptrdiff_t n = 1; n <= 34; n++) {
         check((problem){2, n, n + 3, 3, 1, 20, 1, 0, 0, 1, n % 4, 0});

@@ -206,7 +206,7 @@ cdef inline float *start_of_output4(float[:, :, :, ::1] array) noexcept:
 
 cdef int expect4(str op, str name, const float[:, :, :, :] array, ptrdiff_t b, ptrdiff_t t, ptrdiff_t h, ptrdiff_t d,
                  str axes, bint dense) except -1:
-    """The sizes of an array that may be None, and that its rows of a batch entry (of the whole, if dense) are packed."""
+    """Check the sizes of an array that may be None, and that a batch entry of it (all of it, if dense) is packed."""
     if array is None:
         return 0
     if array.shape[0] != b or array.shape[1] != t or array.shape[2] != h or array.shape[3] != d:
@@ -223,11 +223,10 @@ cdef int expect4(str op, str name, const float[:, :, :, :] array, ptrdiff_t b, p
     return 0
 
 
-cdef inline const unsigned char *expect_mask(str op, const unsigned char[:, ::1] mask, ptrdiff_t b, ptrdiff_t s) except? NULL:
-    if mask is None:
-        return NULL
-    expect(op, "mask", mask.shape[0], mask.shape[1], b, s, "(B, S)")
-    return NULL if b * s == 0 else &mask[0, 0]
+cdef int expect_mask(str op, const unsigned char[:, ::1] mask, ptrdiff_t b, ptrdiff_t s) except -1:
+    if mask is not None:
+        expect(op, "mask", mask.shape[0], mask.shape[1], b, s, "(B, S)")
+    return 0
 
 
 cdef int expect_heads(str op, ptrdiff_t h, ptrdiff_t g, ptrdiff_t first, ptrdiff_t last, ptrdiff_t pairs,
@@ -251,7 +250,7 @@ def attention_forward(float[:, :, :, ::1] y not None, float[:, :, :, ::1] stats,
     expect4("attention_forward", "v", v, b, s, g, d, "(B, S, G, D)", False)
     expect4("attention_forward", "y", y, b, t, h, d, "(B, T, H, D)", True)
     expect4("attention_forward", "stats", stats, b, t, h, 2, "(B, T, H, 2)", True)
-    cdef const unsigned char *mask0 = expect_mask("attention_forward", mask, b, s)
+    expect_mask("attention_forward", mask, b, s)
     expect_workspace("attention_forward", workspace,
                      minilora_attention_workspace_f32(b, t, s, h, g, d, last - first, 0, n_threads), n_threads)
     cdef float *y0 = start_of_output4(y)
@@ -259,6 +258,7 @@ def attention_forward(float[:, :, :, ::1] y not None, float[:, :, :, ::1] stats,
     cdef const float *q0 = start4(q)
     cdef const float *k0 = start4(k)
     cdef const float *v0 = start4(v)
+    cdef const unsigned char *mask0 = &mask[0, 0] if mask is not None and b * s > 0 else NULL
     cdef ptrdiff_t k_step = k.strides[0] // <ptrdiff_t>sizeof(float), v_step = v.strides[0] // <ptrdiff_t>sizeof(float)
     n_threads = min(n_threads, thread_limit)
     with nogil:
@@ -286,7 +286,7 @@ def attention_backward(float[:, :, :, ::1] grad_q, float[:, :, :, ::1] grad_k, f
     expect4("attention_backward", "grad_q", grad_q, b, t, h, d, "(B, T, H, D)", True)
     expect4("attention_backward", "grad_k", grad_k, b, s, g, d, "(B, S, G, D)", True)
     expect4("attention_backward", "grad_v", grad_v, b, s, g, d, "(B, S, G, D)", True)
-    cdef const unsigned char *mask0 = expect_mask("attention_backward", mask, b, s)
+    expect_mask("attention_backward", mask, b, s)
     expect_workspace("attention_backward", workspace,
                      minilora_attention_workspace_f32(b, t, s, h, g, d, last - first, 1, n_threads), n_threads)
     cdef float *grad_q0 = start_of_output4(grad_q)
@@ -298,6 +298,7 @@ def attention_backward(float[:, :, :, ::1] grad_q, float[:, :, :, ::1] grad_k, f
     cdef const float *v0 = start4(v)
     cdef const float *y0 = start4(y)
     cdef const float *stats0 = start4(stats)
+    cdef const unsigned char *mask0 = &mask[0, 0] if mask is not None and b * s > 0 else NULL
     cdef ptrdiff_t k_step = k.strides[0] // <ptrdiff_t>sizeof(float)
     cdef ptrdiff_t v_step = 0 if v is None else v.strides[0] // <ptrdiff_t>sizeof(float)
     n_threads = min(n_threads, thread_limit)

@@ -222,15 +222,14 @@ def attention_backward(
     The others as there. Raises ShapeError where the sizes or the memory order do not fit.
     """
     (b, t, h, d), (s, g) = q.shape, k.shape[1:3]
-    shapes = (q.shape, k.shape, k.shape)
-    grads = [
-        np.empty(shape, dtype=np.float32) if wanted else None for shape, wanted in zip(shapes, need, strict=True)
-    ]
+    grad_q = np.empty(q.shape, dtype=np.float32) if need[0] else None
+    grad_k = np.empty(k.shape, dtype=np.float32) if need[1] else None
+    grad_v = np.empty(k.shape, dtype=np.float32) if need[2] else None
     seen = None if mask is None else mask.view(np.uint8)
     ahead = 0 if window is None else min(window, t + s)
     pairs = min(_pairs(q, k, 5), b * g)
     space = _workspace(_kernels.attention_workspace(b, t, s, h, g, d, pairs, True, n_threads))
     for i in range(0, b * g, max(pairs, 1)):
         operands = grad, q, k, v, y, stats, seen, space, i, min(i + pairs, b * g)
-        _kernels.attention_backward(*grads, *operands, ahead, causal, scale, n_threads)
-    return grads[0], grads[1], grads[2]
+        _kernels.attention_backward(grad_q, grad_k, grad_v, *operands, ahead, causal, scale, n_threads)
+    return grad_q, grad_k, grad_v
