@@ -53,40 +53,85 @@ typedef struct {
     float *partial, *scratch;
 } forward_job;
 
-/* The scores of one row become weights relative to its peak; columns [c0, c1), whole panels. */
-static void soften(float *row, float *peak, float *total, float *keep, ptrdiff_t c0, ptrdiff_t c1)
+/* Rows of a tile, rounded up to what minilora_transpose moves at once. */
+enum { QUADS = (TILE_ROWS + 3) / 4 * 4 };
+
+/* LANES numbers of each row beside one another: what is left of a reduction along the rows runs over all of them at once,
+ * instead of over ever shorter parts of each. */
+typedef struct {
+    float of[QUADS][LANES];
+} side;
+
+/* into[i] = the largest of into[i] and row i. */
+static void largest(float *restrict into, const side *rows)
 {
-    float top[TILE_COLS], sum[TILE_COLS];
+    float turned[LANES][QUADS];
+    minilora_transpose(turned[0], QUADS, rows->of[0], LANES, QUADS, LANES);
+    for (int lane = 0; lane < LANES; lane++)
 #pragma omp simd
-    for (int j = 0; j < TILE_COLS; j++) {
-        top[j] = *peak;
-        sum[j] = 0.0f;
+        for (int i = 0; i < QUADS; i++)
+            into[i] = turned[lane][i] > into[i] ? turned[lane][i] : into[i];
+}
+
+/* into[i] = keep[i] * into[i] + the sum of row i. */
+static void sum(float *restrict into, const float *keep, const side *rows)
+{
+    float turned[LANES][QUADS];
+    minilora_transpose(turned[0], QUADS, rows->of[0], LANES, QUADS, LANES);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++)
+#pragma omp simd
+            for (int i = 0; i < QUADS; i++)
+                turned[lane][i] += turned[lane + half][i];
+#pragma omp simd
+    for (int i = 0; i < QUADS; i++)
+        into[i] = keep[i] * into[i] + turned[0][i];
+}
+
+/* The scores of a tile's rows, columns [c0, c1), become weights relative to the peak of each row, which rises where one
+ * of them is above it; then keep says by how much what came before shrinks. */
+static void soften(ptrdiff_t rows, float *scores, float *peak, float *total, float *keep, ptrdiff_t c0, ptrdiff_t c1)
+{
+    side side = {{{0}}};
+    float now[QUADS], before[QUADS], sums[QUADS];
+    for (ptrdiff_t i = 0; i < QUADS; i++) {
+        now[i] = before[i] = i < rows ? peak[i] : 0.0f;
+        sums[i] = i < rows ? total[i] : 0.0f;
     }
-    for (ptrdiff_t c = c0; c < c1; c += TILE_COLS)
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const float *const row = scores + i * STRIDE;
+        float *const top = side.of[i];
 #pragma omp simd
-        for (int j = 0; j < TILE_COLS; j++)
-            top[j] = row[c + j] > top[j] ? row[c + j] : top[j];
-#pragma GCC unroll 8
-    for (int half = TILE_COLS / 2; half > 0; half /= 2)
+        for (int j = 0; j < LANES; j++)
+            top[j] = row[c0 + j];
+        for (ptrdiff_t c = c0 + LANES; c < c1; c += LANES)
 #pragma omp simd
-        for (int j = 0; j < half; j++)
-            top[j] = top[j + half] > top[j] ? top[j + half] : top[j];
-    const float now = top[0];
-    for (ptrdiff_t c = c0; c < c1; c += TILE_COLS)
+            for (int j = 0; j < LANES; j++)
+                top[j] = row[c + j] > top[j] ? row[c + j] : top[j];
+    }
+    largest(now, &side);
 #pragma omp simd
-        for (int j = 0; j < TILE_COLS; j++) {
-            const float w = weight(row[c + j] - now);
-            row[c + j] = w;
-            sum[j] += w;
-        }
-#pragma GCC unroll 8
-    for (int half = TILE_COLS / 2; half > 0; half /= 2)
+    for (int i = 0; i < QUADS; i++)
+        keep[i] = weight(before[i] - now[i]);
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        float *const row = scores + i * STRIDE, *const part = side.of[i];
+        const float highest = now[i];
 #pragma omp simd
-        for (int j = 0; j < half; j++)
-            sum[j] += sum[j + half];
-    *keep = weight(*peak - now);
-    *peak = now;
-    *total = *total * *keep + sum[0];
+        for (int j = 0; j < LANES; j++)
+            part[j] = 0.0f;
+        for (ptrdiff_t c = c0; c < c1; c += LANES)
+#pragma omp simd
+            for (int j = 0; j < LANES; j++) {
+                const float w = weight(row[c + j] - highest);
+                row[c + j] = w;
+                part[j] += w;
+            }
+    }
+    sum(sums, keep, &side);
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        peak[i] = now[i];
+        total[i] = sums[i];
+    }
 }
 
 /* Rows [r0, r0 + rows) of a unit over a block of keys, of which [c0, c1) are seen by some of them. */
@@ -96,19 +141,18 @@ static void go_over(const forward_job *job, const unit *u, const pieces *s, ptrd
     const plan *const p = &job->p;
     const span first = columns_of(p, u, r0, block, keys), last = columns_of(p, u, r0 + rows - 1, block, keys);
     const ptrdiff_t c0 = first.lo / TILE_COLS * TILE_COLS, c1 = round_up(last.hi, TILE_COLS);
-    float keep[TILE_ROWS];
+    float keep[QUADS];
     if (first.lo >= last.hi)
         return;
     copy_rows(p, u, s->queries, TILE_ROWS * STRIDE, job->q, r0, rows, p->scale);
-    /* Rows lie H * D floats apart, which no prefetcher follows: ask for the next ones, and where these go. */
-    fetch_rows(p, u, job->q, r0 + rows, rows);
-    fetch_rows(p, u, job->y, r0, rows);
     products(rows, s->weights, s->queries, TILE_ROWS * STRIDE, s->turned_k, p->d, c0, c1);
     for (ptrdiff_t i = 0; i < rows; i++) {
-        float *const row = s->weights + i * STRIDE;
-        hide(row, columns_of(p, u, r0 + i, block, keys), c0, c1, masked ? s->hidden : NULL);
-        soften(row, s->peak + r0 + i, s->total + r0 + i, keep + i, c0, c1);
+        hide(s->weights + i * STRIDE, columns_of(p, u, r0 + i, block, keys), c0, c1, masked ? s->hidden : NULL);
+        /* Rows lie H * D floats apart, which no prefetcher follows: ask for a next one, and for where this one goes. */
+        fetch_row(p, u, job->q, r0 + rows + i);
+        fetch_row(p, u, job->y, r0 + i);
     }
+    soften(rows, s->weights, s->peak + r0, s->total + r0, keep, c0, c1);
     for (ptrdiff_t e = 0; e < p->width; e += TILE_COLS)
         minilora_attention_tile(0, rows, s->y + r0 * p->width + e, p->width, keep, s->weights + first.lo,
                                 v + e / TILE_COLS * v_panel + first.lo * v_row, v_row, last.hi - first.lo);

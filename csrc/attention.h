@@ -135,14 +135,14 @@ static inline void copy_rows(const plan *p, const unit *u, float *restrict to, p
     }
 }
 
-/* Bring rows [r0, r0 + rows) of a unit, as far as there are such, into the cache.  Always inlined, since gcc drops a
- * call that computes nothing. */
-static inline __attribute__((always_inline)) void fetch_rows(const plan *p, const unit *u, const float *array,
-                                                             ptrdiff_t r0, ptrdiff_t rows)
+/* Bring row r of a unit, if there is one, into the cache.  One row at a time, since the processor keeps few misses in
+ * flight; always inlined, since gcc drops a call that computes nothing. */
+static inline __attribute__((always_inline)) void fetch_row(const plan *p, const unit *u, const float *array,
+                                                            ptrdiff_t r)
 {
-    for (ptrdiff_t r = r0; r < smaller(r0 + rows, (u->t1 - u->t0) * p->share); r++)
-        for (ptrdiff_t e = 0; e < p->d; e += ALIGN / 4)
-            __builtin_prefetch(array + row_at(p, u, r) + e);
+    if (r < (u->t1 - u->t0) * p->share)
+        for (ptrdiff_t e = 0, at = row_at(p, u, r); e < p->d; e += ALIGN / 4)
+            __builtin_prefetch(array + at + e);
 }
 
 /* Keys that row r of a unit sees in a block, as columns of it. */

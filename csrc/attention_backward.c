@@ -76,8 +76,6 @@ static void make_weights(const backward_job *job, const unit *u, const pieces *s
     float *const weights = s->weights + i * STRIDE, *const change = s->change + i * STRIDE;
     if (all.lo >= all.hi)
         return;                 /* nobody reads them either */
-    fetch_rows(p, u, job->q, r + i + ROWS, rows);
-    fetch_rows(p, u, job->grad, r + i + ROWS, rows);
     products(rows, weights, s->queries + i * STRIDE, piece, s->turned_k, p->d, c0, c1);
     if (job->grad_q || job->grad_k)
         products(rows, change, s->grad + i * STRIDE, piece, s->turned_v, p->d, c0, c1);
@@ -85,6 +83,8 @@ static void make_weights(const backward_job *job, const unit *u, const pieces *s
         float *const w = weights + n * STRIDE, *const dw = change + n * STRIDE;
         const ptrdiff_t at = row_at(p, u, r + i + n);
         const float peak = job->stats[at / p->d * 2], part = job->stats[at / p->d * 2 + 1];
+        fetch_row(p, u, job->q, r + i + n + ROWS);
+        fetch_row(p, u, job->grad, r + i + n + ROWS);
         hide(w, columns[i + n], c0, c1, job->mask ? s->hidden : NULL);
 #pragma omp simd
         for (ptrdiff_t j = c0; j < c1; j++)
