@@ -28,7 +28,24 @@
        const void *w, const float *a, const float *b, void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,         \
        ptrdiff_t r, float scale, int accumulate, int w_layout, int w_storage, int n_threads),                         \
       (grad_x, grad_a, grad_b, grad, x, hidden, w, a, b, workspace, m, n, k, r, scale, accumulate, w_layout,          \
-       w_storage, n_threads))
+       w_storage, n_threads))                                                                                         \
+    K(size_t, attention_workspace_f32,                                                                                \
+      (ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d, ptrdiff_t pairs, int backward,   \
+       int n_threads), (b, t, s, h, g, d, pairs, backward, n_threads))                                                \
+    K(void, attention_forward_f32,                                                                                    \
+      (float *y, float *stats, const float *q, const float *k, const float *v, const unsigned char *mask,             \
+       void *workspace, ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d,                 \
+       ptrdiff_t k_step, ptrdiff_t v_step, ptrdiff_t first, ptrdiff_t last, ptrdiff_t window, int causal,             \
+       float scale, int n_threads),                                                                                   \
+      (y, stats, q, k, v, mask, workspace, b, t, s, h, g, d, k_step, v_step, first, last, window, causal, scale,      \
+       n_threads))                                                                                                    \
+    K(void, attention_backward_f32,                                                                                   \
+      (float *grad_q, float *grad_k, float *grad_v, const float *grad, const float *q, const float *k,                \
+       const float *v, const float *y, const float *stats, const unsigned char *mask, void *workspace, ptrdiff_t b,   \
+       ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d, ptrdiff_t k_step, ptrdiff_t v_step,           \
+       ptrdiff_t first, ptrdiff_t last, ptrdiff_t window, int causal, float scale, int n_threads),                    \
+      (grad_q, grad_k, grad_v, grad, q, k, v, y, stats, mask, workspace, b, t, s, h, g, d, k_step, v_step, first,     \
+       last, window, causal, scale, n_threads))
 
 #define FIELD(type, name, parameters, arguments) type(*name) parameters;
 typedef struct {

@@ -26,6 +26,18 @@
 #define minilora_line_product MINILORA_NAME(minilora_line_product)
 #define minilora_share MINILORA_NAME(minilora_share)
 #define minilora_product MINILORA_NAME(minilora_product)
+#define minilora_attention_workspace_f32 MINILORA_NAME(minilora_attention_workspace_f32)
+#define minilora_attention_forward_f32 MINILORA_NAME(minilora_attention_forward_f32)
+#define minilora_attention_backward_f32 MINILORA_NAME(minilora_attention_backward_f32)
+#define minilora_attention_plan MINILORA_NAME(minilora_attention_plan)
+#define minilora_attention_share MINILORA_NAME(minilora_attention_share)
+#define minilora_attention_cost MINILORA_NAME(minilora_attention_cost)
+#define minilora_attention_tile MINILORA_NAME(minilora_attention_tile)
+#define minilora_attention_ones MINILORA_NAME(minilora_attention_ones)
+#define minilora_attention_pack MINILORA_NAME(minilora_attention_pack)
+#define minilora_attention_pack_turned MINILORA_NAME(minilora_attention_pack_turned)
+#define minilora_attention_forward_floats MINILORA_NAME(minilora_attention_forward_floats)
+#define minilora_attention_backward_floats MINILORA_NAME(minilora_attention_backward_floats)
 #endif
 
 #include "minilora.h"

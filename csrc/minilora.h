@@ -142,6 +142,73 @@ void minilora_lora_backward_f32(float *grad_x, float *grad_a, float *grad_b,
                                 ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
                                 float scale, int accumulate, int w_layout, int w_storage, int n_threads);
 
+/* Scaled dot-product attention: for batch entry b, query t and head h of group g = h * G / H
+ *
+ *   score[s] = scale * q[b,t,h,:] . k[b,s,g,:]               over the keys s that the query sees
+ *   y[b,t,h] = sum over s of w[s] * v[b,s,g,:]               w = softmax(score)
+ *
+ * Axes: b batch entries, t queries, s keys, h heads, g groups (h is a multiple), d components.
+ *
+ * Query t stands at position s - t + t' (t' its index), so the last query at that of the last key.
+ *   causal      0: it sees keys on both sides; otherwise none after its own position.
+ *   window      w > 0: it sees w positions back, its own included (and as many ahead, if not causal); 0: all.
+ *   mask        (b, s) bytes, zero for keys that no query may see; or NULL.
+ * A query that sees no key gives zeros and passes no gradient.  Keys that no query of a block sees are skipped, so
+ * a causal call costs half.  Weights below e^-87 of their row's largest count as zero.
+ *
+ *   memory      No array grows with t * s: the weights exist for some rows and a block of 128 keys at a time.
+ *   k_step      Floats from one batch entry of k to the next, at least s * g * d, so that k may be the used part of
+ *   v_step      a longer cache; likewise v.  Inside an entry k and v are (s, g, d), densely packed.
+ *   first, last The call computes pairs [first, last) of the b * g pairs of entry and group, counted g fastest, and
+ *               writes nothing else.  A caller keeps calls short by that; the bits do not depend on it.
+ *   accuracy    With u = 2^-24 and Z the largest sum over d of |scale * q * k|: scores are off by (d + 2) u Z, which
+ *               is a relative error of the weights; each block of 128 keys may add 4 u, and e^x itself errs by 2 u
+ *               and by u times the range of the scores.  Sums over s (and over t and heads, in grad_k and grad_v)
+ *               are cut into blocks of at most 128 terms. */
+
+/* Bytes of workspace that a call over `pairs` pairs needs: of the forward or of the backward pass.
+ *
+ * Forward some 0.4 MB a thread at d = 64; backward 0.9 MB, and 8 * s * d bytes for each of 16 units of work where
+ * b * g is below 8. */
+size_t minilora_attention_workspace_f32(ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d,
+                                        ptrdiff_t pairs, int backward, int n_threads);
+
+/* y, and what the backward pass needs of the softmax.
+ *
+ * y          out  (b, t, h, d)
+ * stats      out  (b, t, h, 2)  the largest score of each query, and 1 / the sum of e^(score - largest), or 0 where
+ *                               it sees no key; or NULL
+ * q          in   (b, t, h, d)
+ * k, v       in   (b, s, g, d)  k_step and v_step apart
+ * mask       in   (b, s)        or NULL
+ * workspace       minilora_attention_workspace_f32(b, t, s, h, g, d, last - first, 0, n_threads) bytes
+ *
+ * Work: 4 * b * t * s * h * d flops, half of it if causal. */
+void minilora_attention_forward_f32(float *y, float *stats, const float *q, const float *k, const float *v,
+                                    const unsigned char *mask, void *workspace,
+                                    ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d,
+                                    ptrdiff_t k_step, ptrdiff_t v_step, ptrdiff_t first, ptrdiff_t last,
+                                    ptrdiff_t window, int causal, float scale, int n_threads);
+
+/* The gradients, each only where its pointer is not NULL.
+ *
+ * grad_q         out  (b, t, h, d)  or NULL
+ * grad_k, grad_v out  (b, s, g, d)  or NULL; densely packed
+ * grad           in   (b, t, h, d)  gradient with respect to y
+ * q, k, mask     in                 as in the forward pass
+ * v, y           in                 as in the forward pass, y as it left it; needed for grad_q and grad_k only,
+ *                                   otherwise NULL
+ * stats          in   (b, t, h, 2)  as the forward pass left them
+ * workspace           minilora_attention_workspace_f32(b, t, s, h, g, d, last - first, 1, n_threads) bytes
+ *
+ * Work: 10 * b * t * s * h * d flops for all three, half of it if causal. */
+void minilora_attention_backward_f32(float *grad_q, float *grad_k, float *grad_v, const float *grad, const float *q,
+                                     const float *k, const float *v, const float *y, const float *stats,
+                                     const unsigned char *mask, void *workspace,
+                                     ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d,
+                                     ptrdiff_t k_step, ptrdiff_t v_step, ptrdiff_t first, ptrdiff_t last,
+                                     ptrdiff_t window, int causal, float scale, int n_threads);
+
 /* Instruction sets.  The sources are compiled once for each, and dispatch.c routes the functions above
  * to the chosen one.  Index 0 is the baseline, which always runs; later ones are faster.  A program
  * that compiles the sources itself for one machine leaves dispatch.c out and has none of these; build.mk

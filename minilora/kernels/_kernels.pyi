@@ -60,3 +60,40 @@ def lora_backward(
     w_is_nk: bool,
     n_threads: int,
 ) -> None: ...
+def attention_workspace(
+    b: int, t: int, s: int, h: int, g: int, d: int, pairs: int, backward: bool, n_threads: int
+) -> int: ...
+def attention_forward(
+    y: np.ndarray,
+    stats: np.ndarray | None,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray | None,
+    workspace: np.ndarray,
+    first: int,
+    last: int,
+    window: int,
+    causal: bool,
+    scale: float,
+    n_threads: int,
+) -> None: ...
+def attention_backward(
+    grad_q: np.ndarray | None,
+    grad_k: np.ndarray | None,
+    grad_v: np.ndarray | None,
+    grad: np.ndarray,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray | None,
+    y: np.ndarray | None,
+    stats: np.ndarray,
+    mask: np.ndarray | None,
+    workspace: np.ndarray,
+    first: int,
+    last: int,
+    window: int,
+    causal: bool,
+    scale: float,
+    n_threads: int,
+) -> None: ...

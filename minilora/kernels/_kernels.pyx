@@ -11,6 +11,9 @@ from minilora.kernels.minilora cimport (
     MINILORA_Q8_0,
     MINILORA_W_KN,
     MINILORA_W_NK,
+    minilora_attention_backward_f32,
+    minilora_attention_forward_f32,
+    minilora_attention_workspace_f32,
     minilora_compiler,
     minilora_has_openmp,
     minilora_isa_choose,
@@ -262,3 +265,124 @@ def lora_backward(float[:, ::1] grad_x, float[:, ::1] grad_a, float[:, ::1] grad
     with nogil:
         minilora_lora_backward_f32(grad_x0, grad_a0, grad_b0, grad0, x0, hidden0, w0, a0, b0, &workspace[0],
                                    m, n, k, r, scale, accumulate, layout, storage, n_threads)
+
+
+def attention_workspace(ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d, ptrdiff_t pairs,
+                        bint backward, int n_threads) -> int:
+    return minilora_attention_workspace_f32(b, t, s, h, g, d, pairs, backward, n_threads)
+
+
+cdef inline const float *start4(const float[:, :, :, :] array) noexcept:
+    """The first element's address; NULL for None and for an empty array."""
+    if array is None or array.shape[0] * array.shape[1] * array.shape[2] * array.shape[3] == 0:
+        return NULL
+    return &array[0, 0, 0, 0]
+
+
+cdef inline float *start_of_output4(float[:, :, :, ::1] array) noexcept:
+    if array is None or array.shape[0] * array.shape[1] * array.shape[2] * array.shape[3] == 0:
+        return NULL
+    return &array[0, 0, 0, 0]
+
+
+cdef int expect4(str op, str name, const float[:, :, :, :] array, ptrdiff_t b, ptrdiff_t t, ptrdiff_t h, ptrdiff_t d,
+                 str axes, bint dense) except -1:
+    """Check the sizes of an array that may be None, and that a batch entry of it (all of it, if dense) is packed."""
+    if array is None:
+        return 0
+    if array.shape[0] != b or array.shape[1] != t or array.shape[2] != h or array.shape[3] != d:
+        have = f"({array.shape[0]}, {array.shape[1]}, {array.shape[2]}, {array.shape[3]})"
+        raise ShapeError(f"{op}: {name} is {have}, need {axes} = ({b}, {t}, {h}, {d})")
+    if b * t * h * d == 0:
+        return 0
+    cdef ptrdiff_t size = sizeof(float), entry = array.strides[0]
+    packed = ((d == 1 or array.strides[3] == size) and (h == 1 or array.strides[2] == d * size)
+              and (t == 1 or array.strides[1] == h * d * size)
+              and (b == 1 or entry == t * h * d * size or not dense and entry >= t * h * d * size))
+    if not packed or entry % size or <size_t>&array[0, 0, 0, 0] % size:
+        raise ShapeError(f"{op}: {name} is not packed over its last {4 if dense else 3} axes, or not aligned")
+    return 0
+
+
+cdef int expect_mask(str op, const unsigned char[:, ::1] mask, ptrdiff_t b, ptrdiff_t s) except -1:
+    if mask is not None:
+        expect(op, "mask", mask.shape[0], mask.shape[1], b, s, "(B, S)")
+    return 0
+
+
+cdef int expect_heads(str op, ptrdiff_t h, ptrdiff_t g, ptrdiff_t first, ptrdiff_t last, ptrdiff_t pairs,
+                      ptrdiff_t window) except -1:
+    if h % max(g, 1) or (g == 0 and h):
+        raise ShapeError(f"{op}: q has H={h} heads and k has G={g}, need H a multiple of G")
+    if not 0 <= first <= last <= pairs or window < 0:
+        raise ValueError(f"{op}: pairs [{first}, {last}) of {pairs}, or a window of {window}, do not exist")
+    return 0
+
+
+def attention_forward(float[:, :, :, ::1] y not None, float[:, :, :, ::1] stats, const float[:, :, :, :] q not None,
+                      const float[:, :, :, :] k not None, const float[:, :, :, :] v not None,
+                      const unsigned char[:, ::1] mask, unsigned char[::1] workspace not None,
+                      ptrdiff_t first, ptrdiff_t last, ptrdiff_t window, bint causal, float scale, int n_threads):
+    """y and stats of pairs [first, last) of batch entry and group; window 0: none."""
+    cdef ptrdiff_t b = q.shape[0], t = q.shape[1], h = q.shape[2], d = q.shape[3], s = k.shape[1], g = k.shape[2]
+    expect_heads("attention_forward", h, g, first, last, b * g, window)
+    expect4("attention_forward", "q", q, b, t, h, d, "(B, T, H, D)", True)
+    expect4("attention_forward", "k", k, b, s, g, d, "(B, S, G, D)", False)
+    expect4("attention_forward", "v", v, b, s, g, d, "(B, S, G, D)", False)
+    expect4("attention_forward", "y", y, b, t, h, d, "(B, T, H, D)", True)
+    expect4("attention_forward", "stats", stats, b, t, h, 2, "(B, T, H, 2)", True)
+    expect_mask("attention_forward", mask, b, s)
+    expect_workspace("attention_forward", workspace,
+                     minilora_attention_workspace_f32(b, t, s, h, g, d, last - first, 0, n_threads), n_threads)
+    cdef float *y0 = start_of_output4(y)
+    cdef float *stats0 = start_of_output4(stats)
+    cdef const float *q0 = start4(q)
+    cdef const float *k0 = start4(k)
+    cdef const float *v0 = start4(v)
+    cdef const unsigned char *mask0 = &mask[0, 0] if mask is not None and b * s > 0 else NULL
+    cdef ptrdiff_t k_step = k.strides[0] // <ptrdiff_t>sizeof(float), v_step = v.strides[0] // <ptrdiff_t>sizeof(float)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_attention_forward_f32(y0, stats0, q0, k0, v0, mask0, &workspace[0], b, t, s, h, g, d, k_step, v_step,
+                                       first, last, window, causal, scale, n_threads)
+
+
+def attention_backward(float[:, :, :, ::1] grad_q, float[:, :, :, ::1] grad_k, float[:, :, :, ::1] grad_v,
+                       const float[:, :, :, :] grad not None, const float[:, :, :, :] q not None,
+                       const float[:, :, :, :] k not None, const float[:, :, :, :] v, const float[:, :, :, :] y,
+                       const float[:, :, :, :] stats not None, const unsigned char[:, ::1] mask,
+                       unsigned char[::1] workspace not None, ptrdiff_t first, ptrdiff_t last, ptrdiff_t window,
+                       bint causal, float scale, int n_threads):
+    """The gradients that are not None, of pairs [first, last) of batch entry and group; window 0: none."""
+    cdef ptrdiff_t b = q.shape[0], t = q.shape[1], h = q.shape[2], d = q.shape[3], s = k.shape[1], g = k.shape[2]
+    expect_heads("attention_backward", h, g, first, last, b * g, window)
+    if (grad_q is not None or grad_k is not None) and (v is None or y is None):
+        raise ShapeError("attention_backward: grad_q and grad_k need v and y: give them, or do not ask")
+    expect4("attention_backward", "q", q, b, t, h, d, "(B, T, H, D)", True)
+    expect4("attention_backward", "k", k, b, s, g, d, "(B, S, G, D)", False)
+    expect4("attention_backward", "v", v, b, s, g, d, "(B, S, G, D)", False)
+    expect4("attention_backward", "y", y, b, t, h, d, "(B, T, H, D)", True)
+    expect4("attention_backward", "grad", grad, b, t, h, d, "(B, T, H, D)", True)
+    expect4("attention_backward", "stats", stats, b, t, h, 2, "(B, T, H, 2)", True)
+    expect4("attention_backward", "grad_q", grad_q, b, t, h, d, "(B, T, H, D)", True)
+    expect4("attention_backward", "grad_k", grad_k, b, s, g, d, "(B, S, G, D)", True)
+    expect4("attention_backward", "grad_v", grad_v, b, s, g, d, "(B, S, G, D)", True)
+    expect_mask("attention_backward", mask, b, s)
+    expect_workspace("attention_backward", workspace,
+                     minilora_attention_workspace_f32(b, t, s, h, g, d, last - first, 1, n_threads), n_threads)
+    cdef float *grad_q0 = start_of_output4(grad_q)
+    cdef float *grad_k0 = start_of_output4(grad_k)
+    cdef float *grad_v0 = start_of_output4(grad_v)
+    cdef const float *grad0 = start4(grad)
+    cdef const float *q0 = start4(q)
+    cdef const float *k0 = start4(k)
+    cdef const float *v0 = start4(v)
+    cdef const float *y0 = start4(y)
+    cdef const float *stats0 = start4(stats)
+    cdef const unsigned char *mask0 = &mask[0, 0] if mask is not None and b * s > 0 else NULL
+    cdef ptrdiff_t k_step = k.strides[0] // <ptrdiff_t>sizeof(float)
+    cdef ptrdiff_t v_step = 0 if v is None else v.strides[0] // <ptrdiff_t>sizeof(float)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_attention_backward_f32(grad_q0, grad_k0, grad_v0, grad0, q0, k0, v0, y0, stats0, mask0, &workspace[0],
+                                        b, t, s, h, g, d, k_step, v_step, first, last, window, causal, scale, n_threads)

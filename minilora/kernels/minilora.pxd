@@ -37,6 +37,22 @@ cdef extern from "minilora.h" nogil:
                                     ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
                                     float scale, int accumulate, int w_layout, int w_storage, int n_threads)
 
+    size_t minilora_attention_workspace_f32(ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g,
+                                            ptrdiff_t d, ptrdiff_t pairs, int backward, int n_threads)
+
+    void minilora_attention_forward_f32(float *y, float *stats, const float *q, const float *k, const float *v,
+                                        const unsigned char *mask, void *workspace,
+                                        ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d,
+                                        ptrdiff_t k_step, ptrdiff_t v_step, ptrdiff_t first, ptrdiff_t last,
+                                        ptrdiff_t window, int causal, float scale, int n_threads)
+
+    void minilora_attention_backward_f32(float *grad_q, float *grad_k, float *grad_v, const float *grad,
+                                         const float *q, const float *k, const float *v, const float *y,
+                                         const float *stats, const unsigned char *mask, void *workspace,
+                                         ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d,
+                                         ptrdiff_t k_step, ptrdiff_t v_step, ptrdiff_t first, ptrdiff_t last,
+                                         ptrdiff_t window, int causal, float scale, int n_threads)
+
     int minilora_isa_count()
     const char *minilora_isa_name(int index)
     int minilora_isa_runs_here(int index)

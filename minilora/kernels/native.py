@@ -223,3 +223,78 @@ def lora_backward(
         }
         _complain("lora_backward", w, named)
         raise
+
+
+def _pairs(q: np.ndarray, k: np.ndarray, products: int) -> int:
+    """Return how many pairs of batch entry and group one call of attention may take, by the sizes alone."""
+    rows, keys = q.shape[1] * (q.shape[2] // max(k.shape[2], 1)), k.shape[1]
+    limit = BASELINE_CALL_WORK if _kernels.chosen() == "baseline" else CALL_WORK
+    return max(1, int(limit / max(products * rows * keys * q.shape[3], 1)))
+
+
+def attention_forward(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray | None,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    keep: bool,
+    n_threads: int,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return y, and stats (B, T, H, 2) for the backward pass where ``keep``: each query's peak and 1 / total.
+
+    q       (B, T, H, D)  float32, C-contiguous
+    k, v    (B, S, G, D)  float32, each batch entry C-contiguous; the entries may lie apart, as in a cache
+    mask    (B, S)        bool, C-contiguous; False for keys that no query may see
+    window                positions that a query sees, its own included; None: all
+
+    Raises ShapeError where the sizes or the memory order do not fit.
+    """
+    (b, t, h, d), (s, g) = q.shape, k.shape[1:3]
+    y = np.empty(q.shape, dtype=np.float32)
+    stats = np.empty((b, t, h, 2), dtype=np.float32) if keep else None
+    seen = None if mask is None else mask.view(np.uint8)
+    ahead = 0 if window is None else min(window, t + s)
+    pairs = min(_pairs(q, k, 2), b * g)
+    space = _workspace(_kernels.attention_workspace(b, t, s, h, g, d, pairs, False, n_threads))
+    for i in range(0, b * g, max(pairs, 1)):
+        end = min(i + pairs, b * g)
+        _kernels.attention_forward(y, stats, q, k, v, seen, space, i, end, ahead, causal, scale, n_threads)
+    return y, stats
+
+
+def attention_backward(
+    grad: np.ndarray,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray | None,
+    y: np.ndarray | None,
+    stats: np.ndarray,
+    mask: np.ndarray | None,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    need: tuple[bool, bool, bool],
+    n_threads: int,
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """Return the gradients with respect to q, k and v; None where ``need`` is False.
+
+    grad   (B, T, H, D)  gradient with respect to y, C-contiguous
+    y      (B, T, H, D)  as attention_forward returned it; it and v may be None where v's gradient alone is needed
+    stats  (B, T, H, 2)  as attention_forward returned them
+    The others as there. Raises ShapeError where the sizes or the memory order do not fit.
+    """
+    (b, t, h, d), (s, g) = q.shape, k.shape[1:3]
+    grad_q = np.empty(q.shape, dtype=np.float32) if need[0] else None
+    grad_k = np.empty(k.shape, dtype=np.float32) if need[1] else None
+    grad_v = np.empty(k.shape, dtype=np.float32) if need[2] else None
+    seen = None if mask is None else mask.view(np.uint8)
+    ahead = 0 if window is None else min(window, t + s)
+    pairs = min(_pairs(q, k, 5), b * g)
+    space = _workspace(_kernels.attention_workspace(b, t, s, h, g, d, pairs, True, n_threads))
+    for i in range(0, b * g, max(pairs, 1)):
+        operands = grad, q, k, v, y, stats, seen, space, i, min(i + pairs, b * g)
+        _kernels.attention_backward(grad_q, grad_k, grad_v, *operands, ahead, causal, scale, n_threads)
+    return grad_q, grad_k, grad_v

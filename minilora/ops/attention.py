@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minilora import kernels
 from minilora.autograd import op
 from minilora.errors import ConfigError, ShapeError
 
@@ -105,6 +106,48 @@ def _attention_vjp(
     return grad_q, grad_k, grad_v, None
 
 
+@attention.defkernel
+def _attention_kernel(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    scale: float | None = None,
+    need: tuple[bool, ...],
+) -> tuple[Array, Any]:
+    _assert_settings(q.shape, k.shape, causal, window, scale)
+    q, k, v = np.ascontiguousarray(q), _by_entry(k), _by_entry(v)
+    mask = None if mask is None else np.ascontiguousarray(mask)
+    settings = causal, window, _factor(q, scale), any(need)
+    y, stats = kernels.compiled().attention_forward(q, k, v, mask, *settings, kernels.threads())
+    # y costs no memory where the next layer keeps it, as a linear one does.
+    v_and_y = (v, y) if need[0] or need[1] else (None, None)
+    return y, (q, k, *v_and_y, stats, mask)
+
+
+@_attention_kernel
+def _attention_kernel_vjp(
+    grad: Array, saved: Any, need: tuple[bool, ...], *, causal: bool, window: int | None, scale: float | None
+) -> tuple[Array | None, ...]:
+    settings = causal, window, _factor(saved[0], scale), need[:3]
+    operands = np.ascontiguousarray(grad), *saved
+    return *kernels.compiled().attention_backward(*operands, *settings, kernels.threads()), None
+
+
+def _by_entry(x: Array) -> Array:
+    """x (B, S, G, D) with each batch entry C-contiguous; the entries may lie apart, as in a cache."""
+    apart = x.size > 0 and x[0].flags.c_contiguous and x.strides[0] >= x[0].nbytes and x.strides[0] % x.itemsize == 0
+    return x if apart and x.flags.aligned else np.ascontiguousarray(x)
+
+
+def _factor(q: Array, scale: float | None) -> Any:
+    """The scale of the products, in the dtype of the queries."""
+    return q.dtype.type(1 / np.sqrt(max(q.shape[-1], 1)) if scale is None else scale)
+
+
 def _assert_settings(
     q: tuple[int, ...], k: tuple[int, ...], causal: bool, window: int | None, scale: float | None
 ) -> None:
@@ -132,7 +175,7 @@ def _scores(
     queries: Array, keys: Array, mask: NDArray[np.bool_] | None, hidden: NDArray[np.bool_] | None, scale: float | None
 ) -> tuple[Array, Any]:
     """Scaled q kᵀ (B, G, H/G · T, S), -inf where a query may not look; and the scale."""
-    factor = queries.dtype.type(1 / np.sqrt(max(queries.shape[-1], 1)) if scale is None else scale)
+    factor = _factor(queries, scale)
     scores = (queries * factor) @ keys
     if hidden is not None:
         batch, groups, rows, past = scores.shape
