@@ -22,6 +22,20 @@
 #define minilora_dot_product MINILORA_NAME(minilora_dot_product)
 #define minilora_share MINILORA_NAME(minilora_share)
 #define minilora_product MINILORA_NAME(minilora_product)
+#define minilora_norm_workspace_f32 MINILORA_NAME(minilora_norm_workspace_f32)
+#define minilora_rms_norm_forward_f32 MINILORA_NAME(minilora_rms_norm_forward_f32)
+#define minilora_rms_norm_backward_f32 MINILORA_NAME(minilora_rms_norm_backward_f32)
+#define minilora_layer_norm_forward_f32 MINILORA_NAME(minilora_layer_norm_forward_f32)
+#define minilora_layer_norm_backward_f32 MINILORA_NAME(minilora_layer_norm_backward_f32)
+#define minilora_silu_forward_f32 MINILORA_NAME(minilora_silu_forward_f32)
+#define minilora_silu_backward_f32 MINILORA_NAME(minilora_silu_backward_f32)
+#define minilora_swiglu_forward_f32 MINILORA_NAME(minilora_swiglu_forward_f32)
+#define minilora_swiglu_backward_f32 MINILORA_NAME(minilora_swiglu_backward_f32)
+#define minilora_gelu_forward_f32 MINILORA_NAME(minilora_gelu_forward_f32)
+#define minilora_gelu_backward_f32 MINILORA_NAME(minilora_gelu_backward_f32)
+#define minilora_rotary_f32 MINILORA_NAME(minilora_rotary_f32)
+#define minilora_embedding_forward_f32 MINILORA_NAME(minilora_embedding_forward_f32)
+#define minilora_embedding_backward_f32 MINILORA_NAME(minilora_embedding_backward_f32)
 #endif
 
 #include "minilora.h"
