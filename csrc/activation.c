@@ -111,6 +111,14 @@ void minilora_swiglu_backward_f32(float *restrict grad_gate, float *restrict gra
     minilora_team(swiglu_backward_part, &job, cost(n, 5), n_threads);
 }
 
+/* |x|, at most `limit`: by its bits, whose order as integers is that of the numbers.  NaN comes out as the limit, so the
+ * caller multiplies by x once more. */
+static inline float magnitude(float x, float limit)
+{
+    const int32_t whole = (union bits){.number = x}.whole & 0x7fffffff, most = (union bits){.number = limit}.whole;
+    return (union bits){.whole = whole < most ? whole : most}.number;
+}
+
 /* The standard normal distribution at x: the share of it below x, and exp(-x² / 2), to which its density is
  * proportional. */
 typedef struct {
@@ -122,8 +130,7 @@ typedef struct {
  * last place of the exponential: the square of a's first 12 bits is exact, and the rest of the exponent is small. */
 static inline normal normal_at(float x)
 {
-    float a = fabsf(x);
-    a = a > 14.6f ? 14.6f : a;                  /* written so that NaN stays */
+    const float a = magnitude(x, 14.6f);
     const float head = (union bits){.whole = (union bits){.number = a}.whole & ~0xfff}.number;
     const float rest = 0.5f * (head - a) * (head + a);          /* 0 to -0.11 */
     const float bell = minilora_exp(-0.5f * head * head)
@@ -167,10 +174,9 @@ typedef struct {
 static inline logistic logistic_at(float x)
 {
     const float c = 1.59576912161f;
-    float a = x < -30.0f ? -30.0f : x;          /* written so that NaN stays */
-    a = a > 30.0f ? 30.0f : a;
-    const float u = c * (a + 0.044715f * a * a * a), e = minilora_exp(-fabsf(u)), larger = 1.0f / (1.0f + e);
-    return (logistic){u < 0.0f ? e * larger : larger, c * (1.0f + 3 * 0.044715f * a * a) * (e * larger * larger)};
+    const float a = magnitude(x, 30.0f), u = c * (a + 0.044715f * a * a * a);
+    const float e = minilora_exp(-u), larger = 1.0f / (1.0f + e);
+    return (logistic){x < 0.0f ? e * larger : larger, c * (1.0f + 3 * 0.044715f * a * a) * (e * larger * larger)};
 }
 
 static void gelu_tanh_forward_part(const void *job, int part, int parts)

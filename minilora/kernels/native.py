@@ -162,9 +162,9 @@ def lora_backward(
         raise
 
 
-# Floats of one operand that one call takes, of operators that work on rows or single elements: at the 2 ns a float
-# that GELU needs on a slow core without vectors of 8, a quarter of a second.
-CALL_FLOATS = 1 << 27
+# Floats of one operand that one call takes, of operators that work on rows or single elements: a quarter of a second at
+# the 4 ns that each takes GELU without wide vectors, and less than a tenth with them.
+CALL_FLOATS = 1 << 26
 
 
 def _cuts(rows: int, d: int) -> Iterator[slice]:
