@@ -45,7 +45,49 @@
        ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d, ptrdiff_t k_step, ptrdiff_t v_step,           \
        ptrdiff_t first, ptrdiff_t last, ptrdiff_t window, int causal, float scale, int n_threads),                    \
       (grad_q, grad_k, grad_v, grad, q, k, v, y, stats, mask, workspace, b, t, s, h, g, d, k_step, v_step, first,     \
-       last, window, causal, scale, n_threads))
+       last, window, causal, scale, n_threads))                                                                       \
+    K(size_t, norm_workspace_f32, (ptrdiff_t rows, ptrdiff_t d), (rows, d))                                           \
+    K(void, rms_norm_forward_f32,                                                                                     \
+      (float *y, float *inv_rms, const float *x, const float *weight, ptrdiff_t rows, ptrdiff_t d, float eps,         \
+       int n_threads),                                                                                                \
+      (y, inv_rms, x, weight, rows, d, eps, n_threads))                                                               \
+    K(void, rms_norm_backward_f32,                                                                                    \
+      (float *grad_x, float *grad_weight, const float *grad, const float *x, const float *inv_rms,                    \
+       const float *weight, void *workspace, ptrdiff_t rows, ptrdiff_t d, int accumulate, int n_threads),             \
+      (grad_x, grad_weight, grad, x, inv_rms, weight, workspace, rows, d, accumulate, n_threads))                     \
+    K(void, layer_norm_forward_f32,                                                                                   \
+      (float *y, float *mean, float *inv_std, const float *x, const float *weight, const float *bias, ptrdiff_t rows, \
+       ptrdiff_t d, float eps, int n_threads),                                                                        \
+      (y, mean, inv_std, x, weight, bias, rows, d, eps, n_threads))                                                   \
+    K(void, layer_norm_backward_f32,                                                                                  \
+      (float *grad_x, float *grad_weight, float *grad_bias, const float *grad, const float *x, const float *mean,     \
+       const float *inv_std, const float *weight, void *workspace, ptrdiff_t rows, ptrdiff_t d, int accumulate,       \
+       int n_threads),                                                                                                \
+      (grad_x, grad_weight, grad_bias, grad, x, mean, inv_std, weight, workspace, rows, d, accumulate, n_threads))    \
+    K(void, silu_forward_f32, (float *y, const float *x, ptrdiff_t n, int n_threads), (y, x, n, n_threads))           \
+    K(void, silu_backward_f32, (float *grad_x, const float *grad, const float *x, ptrdiff_t n, int n_threads),        \
+      (grad_x, grad, x, n, n_threads))                                                                                \
+    K(void, swiglu_forward_f32, (float *y, const float *gate, const float *up, ptrdiff_t n, int n_threads),           \
+      (y, gate, up, n, n_threads))                                                                                    \
+    K(void, swiglu_backward_f32,                                                                                      \
+      (float *grad_gate, float *grad_up, const float *grad, const float *gate, const float *up, ptrdiff_t n,          \
+       int n_threads),                                                                                                \
+      (grad_gate, grad_up, grad, gate, up, n, n_threads))                                                             \
+    K(void, gelu_forward_f32, (float *y, const float *x, ptrdiff_t n, int by_tanh, int n_threads),                    \
+      (y, x, n, by_tanh, n_threads))                                                                                  \
+    K(void, gelu_backward_f32,                                                                                        \
+      (float *grad_x, const float *grad, const float *x, ptrdiff_t n, int by_tanh, int n_threads),                    \
+      (grad_x, grad, x, n, by_tanh, n_threads))                                                                       \
+    K(void, rotary_f32,                                                                                               \
+      (float *y, const float *x, const float *cos, const float *sin, ptrdiff_t positions, ptrdiff_t heads,            \
+       ptrdiff_t half, int back, int n_threads),                                                                      \
+      (y, x, cos, sin, positions, heads, half, back, n_threads))                                                      \
+    K(void, embedding_forward_f32,                                                                                    \
+      (float *y, const float *weight, const int64_t *ids, ptrdiff_t n, ptrdiff_t d, int n_threads),                   \
+      (y, weight, ids, n, d, n_threads))                                                                              \
+    K(void, embedding_backward_f32,                                                                                   \
+      (float *grad_weight, const float *grad, const int64_t *ids, ptrdiff_t n, ptrdiff_t d, int n_threads),           \
+      (grad_weight, grad, ids, n, d, n_threads))
 
 #define FIELD(type, name, parameters, arguments) type(*name) parameters;
 typedef struct {

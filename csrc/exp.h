@@ -37,9 +37,10 @@ static inline float minilora_exp(float x)
     in_range = in_range > 89.0f ? 89.0f : in_range;
     const float e = minilora_exp_reduced(in_range, &shifted);
     const int32_t power = (union bits){.number = shifted}.whole - 0x4b400000;   /* the bits of shift */
-    const int32_t half = power / 2;
-    return e * (union bits){.whole = (half + 127) * (1 << 23)}.number
-             * (union bits){.whole = (power - half + 127) * (1 << 23)}.number;
+    const int32_t half = power >> 1;            /* rounds down: a division would need a correction below 0 */
+    /* Unsigned, since the power of NaN is any number. */
+    return e * (union bits){.whole = (int32_t)((uint32_t)(half + 127) << 23)}.number
+             * (union bits){.whole = (int32_t)((uint32_t)(power - half + 127) << 23)}.number;
 }
 
 #endif /* MINILORA_EXP_H */

@@ -50,6 +50,7 @@
 #define MINILORA_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -208,6 +209,115 @@ void minilora_attention_backward_f32(float *grad_q, float *grad_k, float *grad_v
                                      ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d,
                                      ptrdiff_t k_step, ptrdiff_t v_step, ptrdiff_t first, ptrdiff_t last,
                                      ptrdiff_t window, int causal, float scale, int n_threads);
+
+/* The functions below work on rows or single elements.  They take about as long as their memory traffic, in which they
+ * read each input and write each output once; every output array may be large, so let a caller that wants to be
+ * interrupted cut the rows.  u = 2^-24 in the bounds; they hold for results that are normal numbers.
+ *
+ * Bytes of workspace that the backward pass of a norm of these sizes needs. */
+size_t minilora_norm_workspace_f32(ptrdiff_t rows, ptrdiff_t d);
+
+/* y = x inv_rms weight, where inv_rms = 1 / sqrt(mean(x²) + eps) of each row.
+ *
+ * y          out  (rows, d)  within (d + 8) u of itself
+ * inv_rms    out  (rows)     for the backward pass
+ * x          in   (rows, d)
+ * weight     in   (d) */
+void minilora_rms_norm_forward_f32(float *y, float *inv_rms, const float *x, const float *weight,
+                                   ptrdiff_t rows, ptrdiff_t d, float eps, int n_threads);
+
+/* The gradients of rms_norm, each only where its pointer is not NULL.
+ *
+ * grad_x       out  (rows, d)  or NULL
+ * grad_weight  out  (d)        or NULL
+ * grad         in   (rows, d)  gradient with respect to y
+ * x            in   (rows, d)
+ * inv_rms      in   (rows)     as forward left it
+ * weight       in   (d)        needed for grad_x only, otherwise NULL
+ * workspace                    minilora_norm_workspace_f32(rows, d) bytes, any alignment; NULL without grad_weight
+ * accumulate                   0: grad_weight is overwritten; 1: it is added to */
+void minilora_rms_norm_backward_f32(float *grad_x, float *grad_weight,
+                                    const float *grad, const float *x, const float *inv_rms, const float *weight,
+                                    void *workspace, ptrdiff_t rows, ptrdiff_t d, int accumulate, int n_threads);
+
+/* y = (x - m) inv_std weight + bias, where m is the mean of a row and inv_std = 1 / sqrt(mean((x - m)²) + eps).
+ *
+ * y              out  (rows, d)
+ * mean, inv_std  out  (rows)     for the backward pass; mean is that of x less the row's first element, so that rows
+ *                                whose elements differ little keep their digits
+ * x              in   (rows, d)
+ * weight, bias   in   (d)        ones and zeros where there are none */
+void minilora_layer_norm_forward_f32(float *y, float *mean, float *inv_std,
+                                     const float *x, const float *weight, const float *bias,
+                                     ptrdiff_t rows, ptrdiff_t d, float eps, int n_threads);
+
+/* The gradients of layer_norm, each only where its pointer is not NULL.
+ *
+ * grad_x              out  (rows, d)  or NULL
+ * grad_weight         out  (d)        or NULL
+ * grad_bias           out  (d)        or NULL
+ * grad                in   (rows, d)  gradient with respect to y
+ * x, mean, inv_std    in              as forward took and left them; NULL where only grad_bias is wanted
+ * weight              in   (d)        needed for grad_x only, otherwise NULL
+ * workspace                           as above; NULL without grad_weight and grad_bias
+ * accumulate                          as above */
+void minilora_layer_norm_backward_f32(float *grad_x, float *grad_weight, float *grad_bias,
+                                      const float *grad, const float *x, const float *mean, const float *inv_std,
+                                      const float *weight, void *workspace,
+                                      ptrdiff_t rows, ptrdiff_t d, int accumulate, int n_threads);
+
+/* y = x s(x) for n elements, with s(x) = 1 / (1 + e^-x): within 8 u of itself; 0 where e^-x overflows, below -88.7. */
+void minilora_silu_forward_f32(float *y, const float *x, ptrdiff_t n, int n_threads);
+
+/* grad_x = grad s(x) (1 + x (1 - s(x))), within 16 u |grad| s(x) (1 + |x|). */
+void minilora_silu_backward_f32(float *grad_x, const float *grad, const float *x, ptrdiff_t n, int n_threads);
+
+/* y = gate s(gate) up for n elements; accuracy as above. */
+void minilora_swiglu_forward_f32(float *y, const float *gate, const float *up, ptrdiff_t n, int n_threads);
+
+/* The gradients of swiglu, each only where its pointer is not NULL.
+ *
+ * grad_gate  out  (n)  or NULL
+ * grad_up    out  (n)  or NULL
+ * grad       in   (n)  gradient with respect to y
+ * gate       in   (n)
+ * up         in   (n)  needed for grad_gate only, otherwise NULL */
+void minilora_swiglu_backward_f32(float *grad_gate, float *grad_up,
+                                  const float *grad, const float *gate, const float *up, ptrdiff_t n, int n_threads);
+
+/* y = x P(x) for n elements, P(x) the share of a standard normal variable below x: within 32 u of itself also far below
+ * 0; by_tanh, the approximation y = x s(2 sqrt(2 / pi) (x + 0.044715 x³)), in which the exponential multiplies the
+ * rounding of its argument. */
+void minilora_gelu_forward_f32(float *y, const float *x, ptrdiff_t n, int by_tanh, int n_threads);
+
+/* grad_x = grad dy/dx, for the same choice. */
+void minilora_gelu_backward_f32(float *grad_x, const float *grad, const float *x, ptrdiff_t n, int by_tanh,
+                                int n_threads);
+
+/* y = [x1 cos - x2 sin | x2 cos + x1 sin], x1 and x2 the halves of each head: rotary position embedding.
+ *
+ * y         out  (positions, heads, 2 half)
+ * x         in   (positions, heads, 2 half)
+ * cos, sin  in   (positions, half)
+ * back           1: turn by the opposite angle, with -sin, which takes the gradient of y to that of x; 0: as above */
+void minilora_rotary_f32(float *y, const float *x, const float *cos, const float *sin,
+                         ptrdiff_t positions, ptrdiff_t heads, ptrdiff_t half, int back, int n_threads);
+
+/* y[i] = weight[ids[i]]: rows of a table.
+ *
+ * y       out  (n, d)
+ * weight  in   (v, d)
+ * ids     in   (n)     each from 0 to v - 1, which is not checked */
+void minilora_embedding_forward_f32(float *y, const float *weight, const int64_t *ids, ptrdiff_t n, ptrdiff_t d,
+                                    int n_threads);
+
+/* grad_weight[ids[i]] += grad[i] for each i in turn; ids may repeat.
+ *
+ * grad_weight  in, out  (v, d)  zeros, or what is to be added to
+ * grad         in       (n, d)
+ * ids          in       (n)     as above */
+void minilora_embedding_backward_f32(float *grad_weight, const float *grad, const int64_t *ids,
+                                     ptrdiff_t n, ptrdiff_t d, int n_threads);
 
 /* Instruction sets.  The sources are compiled once for each, and dispatch.c routes the functions above
  * to the chosen one.  Index 0 is the baseline, which always runs; later ones are faster.  A program

@@ -97,3 +97,57 @@ def attention_backward(
     scale: float,
     n_threads: int,
 ) -> None: ...
+def norm_workspace(rows: int, d: int) -> int: ...
+def rms_norm_forward(
+    y: np.ndarray, inv_rms: np.ndarray, x: np.ndarray, weight: np.ndarray, eps: float, n_threads: int
+) -> None: ...
+def rms_norm_backward(
+    grad_x: np.ndarray | None,
+    grad_weight: np.ndarray | None,
+    grad: np.ndarray,
+    x: np.ndarray,
+    inv_rms: np.ndarray,
+    weight: np.ndarray,
+    workspace: np.ndarray,
+    accumulate: bool,
+    n_threads: int,
+) -> None: ...
+def layer_norm_forward(
+    y: np.ndarray,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float,
+    n_threads: int,
+) -> None: ...
+def layer_norm_backward(
+    grad_x: np.ndarray | None,
+    grad_weight: np.ndarray | None,
+    grad_bias: np.ndarray | None,
+    grad: np.ndarray,
+    x: np.ndarray | None,
+    mean: np.ndarray | None,
+    inv_std: np.ndarray | None,
+    weight: np.ndarray | None,
+    workspace: np.ndarray,
+    accumulate: bool,
+    n_threads: int,
+) -> None: ...
+def silu_forward(y: np.ndarray, x: np.ndarray, n_threads: int) -> None: ...
+def silu_backward(grad_x: np.ndarray, grad: np.ndarray, x: np.ndarray, n_threads: int) -> None: ...
+def swiglu_forward(y: np.ndarray, gate: np.ndarray, up: np.ndarray, n_threads: int) -> None: ...
+def swiglu_backward(
+    grad_gate: np.ndarray | None,
+    grad_up: np.ndarray | None,
+    grad: np.ndarray,
+    gate: np.ndarray,
+    up: np.ndarray,
+    n_threads: int,
+) -> None: ...
+def gelu_forward(y: np.ndarray, x: np.ndarray, by_tanh: bool, n_threads: int) -> None: ...
+def gelu_backward(grad_x: np.ndarray, grad: np.ndarray, x: np.ndarray, by_tanh: bool, n_threads: int) -> None: ...
+def rotary(y: np.ndarray, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, back: bool, n_threads: int) -> None: ...
+def embedding_forward(y: np.ndarray, weight: np.ndarray, ids: np.ndarray, n_threads: int) -> None: ...
+def embedding_backward(grad_weight: np.ndarray, grad: np.ndarray, ids: np.ndarray, n_threads: int) -> None: ...

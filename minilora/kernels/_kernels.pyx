@@ -1,5 +1,7 @@
 """Thin wrappers of csrc/minilora.h: check the sizes, release the GIL, call. minilora/kernels/native.py calls them."""
 
+from libc.stdint cimport int64_t
+
 from minilora.errors import ShapeError
 
 from minilora.kernels.minilora cimport (
@@ -26,6 +28,20 @@ from minilora.kernels.minilora cimport (
     minilora_lora_workspace_f32,
     minilora_mixed_lora_forward_f32,
     minilora_span,
+    minilora_norm_workspace_f32,
+    minilora_rms_norm_forward_f32,
+    minilora_rms_norm_backward_f32,
+    minilora_layer_norm_forward_f32,
+    minilora_layer_norm_backward_f32,
+    minilora_silu_forward_f32,
+    minilora_silu_backward_f32,
+    minilora_swiglu_forward_f32,
+    minilora_swiglu_backward_f32,
+    minilora_gelu_forward_f32,
+    minilora_gelu_backward_f32,
+    minilora_rotary_f32,
+    minilora_embedding_forward_f32,
+    minilora_embedding_backward_f32,
 )
 
 cdef extern from "pthread.h" nogil:
@@ -386,3 +402,303 @@ def attention_backward(float[:, :, :, ::1] grad_q, float[:, :, :, ::1] grad_k, f
     with nogil:
         minilora_attention_backward_f32(grad_q0, grad_k0, grad_v0, grad0, q0, k0, v0, y0, stats0, mask0, &workspace[0],
                                         b, t, s, h, g, d, k_step, v_step, first, last, window, causal, scale, n_threads)
+
+
+# Below, rows and single elements: every operand is one memoryview of rows (M, D), of a vector (D,), or flat.
+
+cdef inline const float *start_of(const float[::1] array) noexcept:
+    return NULL if array is None or array.shape[0] == 0 else &array[0]
+
+
+cdef inline float *start_of_vector(float[::1] array) noexcept:
+    return NULL if array is None or array.shape[0] == 0 else &array[0]
+
+
+cdef inline int expect_length(str op, str name, ptrdiff_t length, ptrdiff_t need, str axis) except -1:
+    if length != need:
+        raise ShapeError(f"{op}: {name} is ({length},), need ({axis},) = ({need},)")
+    return 0
+
+
+cdef inline int expect_threads(str op, int n_threads) except -1:
+    if n_threads < 1:
+        raise ValueError(f"{op}: n_threads must be at least 1, got {n_threads}")
+    return 0
+
+
+cdef inline int expect_aligned(str op, size_t addresses) except -1:
+    """addresses  those of all operands, by bitwise or"""
+    if addresses % sizeof(float):
+        raise ShapeError(f"{op}: an operand is not aligned to 4 bytes")
+    return 0
+
+
+def norm_workspace(ptrdiff_t rows, ptrdiff_t d) -> int:
+    return minilora_norm_workspace_f32(rows, d)
+
+
+def rms_norm_forward(float[:, ::1] y not None, float[::1] inv_rms not None, const float[:, ::1] x not None,
+                     const float[::1] weight not None, float eps, int n_threads):
+    """y = x inv_rms weight with inv_rms = 1 / sqrt(mean(x^2) + eps) of each row."""
+    cdef ptrdiff_t rows = x.shape[0], d = x.shape[1]
+    expect("rms_norm", "y", y.shape[0], y.shape[1], rows, d, "(M, D)")
+    expect_length("rms_norm", "inv_rms", inv_rms.shape[0], rows, "M")
+    expect_length("rms_norm", "weight", weight.shape[0], d, "D")
+    expect_threads("rms_norm", n_threads)
+    cdef float *y0 = start_of_output(y)
+    cdef float *inv_rms0 = start_of_vector(inv_rms)
+    cdef const float *x0 = start(x)
+    cdef const float *weight0 = start_of(weight)
+    expect_aligned("rms_norm", <size_t>x0 | <size_t>weight0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_rms_norm_forward_f32(y0, inv_rms0, x0, weight0, rows, d, eps, n_threads)
+
+
+def rms_norm_backward(float[:, ::1] grad_x, float[::1] grad_weight, const float[:, ::1] grad not None,
+                      const float[:, ::1] x not None, const float[::1] inv_rms not None,
+                      const float[::1] weight not None, unsigned char[::1] workspace not None, bint accumulate,
+                      int n_threads):
+    """The gradients that are not None."""
+    cdef ptrdiff_t rows = x.shape[0], d = x.shape[1]
+    expect("rms_norm", "grad", grad.shape[0], grad.shape[1], rows, d, "(M, D)")
+    expect_length("rms_norm", "inv_rms", inv_rms.shape[0], rows, "M")
+    expect_length("rms_norm", "weight", weight.shape[0], d, "D")
+    if grad_x is not None:
+        expect("rms_norm", "grad_x", grad_x.shape[0], grad_x.shape[1], rows, d, "(M, D)")
+    if grad_weight is not None:
+        expect_length("rms_norm", "grad_weight", grad_weight.shape[0], d, "D")
+    expect_workspace("rms_norm", workspace, minilora_norm_workspace_f32(rows, d), n_threads)
+    cdef float *grad_x0 = start_of_output(grad_x)
+    cdef float *grad_weight0 = start_of_vector(grad_weight)
+    cdef const float *grad0 = start(grad)
+    cdef const float *x0 = start(x)
+    cdef const float *inv_rms0 = start_of(inv_rms)
+    cdef const float *weight0 = start_of(weight)
+    expect_aligned("rms_norm", <size_t>grad0 | <size_t>x0 | <size_t>inv_rms0 | <size_t>weight0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_rms_norm_backward_f32(grad_x0, grad_weight0, grad0, x0, inv_rms0, weight0, &workspace[0], rows, d,
+                                       accumulate, n_threads)
+
+
+def layer_norm_forward(float[:, ::1] y not None, float[::1] mean not None, float[::1] inv_std not None,
+                       const float[:, ::1] x not None, const float[::1] weight not None,
+                       const float[::1] bias not None, float eps, int n_threads):
+    """y = (x - m) inv_std weight + bias, with mean m and inv_std = 1 / sqrt(mean((x - m)^2) + eps) of each row."""
+    cdef ptrdiff_t rows = x.shape[0], d = x.shape[1]
+    expect("layer_norm", "y", y.shape[0], y.shape[1], rows, d, "(M, D)")
+    expect_length("layer_norm", "mean", mean.shape[0], rows, "M")
+    expect_length("layer_norm", "inv_std", inv_std.shape[0], rows, "M")
+    expect_length("layer_norm", "weight", weight.shape[0], d, "D")
+    expect_length("layer_norm", "bias", bias.shape[0], d, "D")
+    expect_threads("layer_norm", n_threads)
+    cdef float *y0 = start_of_output(y)
+    cdef float *mean0 = start_of_vector(mean)
+    cdef float *inv_std0 = start_of_vector(inv_std)
+    cdef const float *x0 = start(x)
+    cdef const float *weight0 = start_of(weight)
+    cdef const float *bias0 = start_of(bias)
+    expect_aligned("layer_norm", <size_t>x0 | <size_t>weight0 | <size_t>bias0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_layer_norm_forward_f32(y0, mean0, inv_std0, x0, weight0, bias0, rows, d, eps, n_threads)
+
+
+def layer_norm_backward(float[:, ::1] grad_x, float[::1] grad_weight, float[::1] grad_bias,
+                        const float[:, ::1] grad not None, const float[:, ::1] x, const float[::1] mean,
+                        const float[::1] inv_std, const float[::1] weight, unsigned char[::1] workspace not None,
+                        bint accumulate, int n_threads):
+    """The gradients that are not None; x, mean, inv_std and weight may be None where only grad_bias is wanted."""
+    cdef ptrdiff_t rows = grad.shape[0], d = grad.shape[1]
+    if (grad_x is not None or grad_weight is not None) and (x is None or mean is None or inv_std is None):
+        raise ShapeError("layer_norm: grad_x and grad_weight need x, mean and inv_std: give them, or do not ask")
+    if grad_x is not None:
+        if weight is None:
+            raise ShapeError("layer_norm: grad_x needs weight: give it, or do not ask")
+        expect("layer_norm", "grad_x", grad_x.shape[0], grad_x.shape[1], rows, d, "(M, D)")
+    if x is not None:
+        expect("layer_norm", "x", x.shape[0], x.shape[1], rows, d, "(M, D)")
+    if mean is not None:
+        expect_length("layer_norm", "mean", mean.shape[0], rows, "M")
+    if inv_std is not None:
+        expect_length("layer_norm", "inv_std", inv_std.shape[0], rows, "M")
+    if weight is not None:
+        expect_length("layer_norm", "weight", weight.shape[0], d, "D")
+    if grad_weight is not None:
+        expect_length("layer_norm", "grad_weight", grad_weight.shape[0], d, "D")
+    if grad_bias is not None:
+        expect_length("layer_norm", "grad_bias", grad_bias.shape[0], d, "D")
+    expect_workspace("layer_norm", workspace, minilora_norm_workspace_f32(rows, d), n_threads)
+    cdef float *grad_x0 = start_of_output(grad_x)
+    cdef float *grad_weight0 = start_of_vector(grad_weight)
+    cdef float *grad_bias0 = start_of_vector(grad_bias)
+    cdef const float *grad0 = start(grad)
+    cdef const float *x0 = start(x)
+    cdef const float *mean0 = start_of(mean)
+    cdef const float *inv_std0 = start_of(inv_std)
+    cdef const float *weight0 = start_of(weight)
+    expect_aligned("layer_norm", <size_t>grad0 | <size_t>x0 | <size_t>mean0 | <size_t>inv_std0 | <size_t>weight0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_layer_norm_backward_f32(grad_x0, grad_weight0, grad_bias0, grad0, x0, mean0, inv_std0, weight0,
+                                         &workspace[0], rows, d, accumulate, n_threads)
+
+
+def silu_forward(float[::1] y not None, const float[::1] x not None, int n_threads):
+    cdef ptrdiff_t n = x.shape[0]
+    expect_length("silu", "y", y.shape[0], n, "N")
+    expect_threads("silu", n_threads)
+    cdef float *y0 = start_of_vector(y)
+    cdef const float *x0 = start_of(x)
+    expect_aligned("silu", <size_t>x0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_silu_forward_f32(y0, x0, n, n_threads)
+
+
+def silu_backward(float[::1] grad_x not None, const float[::1] grad not None, const float[::1] x not None,
+                  int n_threads):
+    cdef ptrdiff_t n = x.shape[0]
+    expect_length("silu", "grad_x", grad_x.shape[0], n, "N")
+    expect_length("silu", "grad", grad.shape[0], n, "N")
+    expect_threads("silu", n_threads)
+    cdef float *grad_x0 = start_of_vector(grad_x)
+    cdef const float *grad0 = start_of(grad)
+    cdef const float *x0 = start_of(x)
+    expect_aligned("silu", <size_t>grad0 | <size_t>x0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_silu_backward_f32(grad_x0, grad0, x0, n, n_threads)
+
+
+def swiglu_forward(float[::1] y not None, const float[::1] gate not None, const float[::1] up not None,
+                   int n_threads):
+    cdef ptrdiff_t n = gate.shape[0]
+    expect_length("swiglu", "up", up.shape[0], n, "N")
+    expect_length("swiglu", "y", y.shape[0], n, "N")
+    expect_threads("swiglu", n_threads)
+    cdef float *y0 = start_of_vector(y)
+    cdef const float *gate0 = start_of(gate)
+    cdef const float *up0 = start_of(up)
+    expect_aligned("swiglu", <size_t>gate0 | <size_t>up0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_swiglu_forward_f32(y0, gate0, up0, n, n_threads)
+
+
+def swiglu_backward(float[::1] grad_gate, float[::1] grad_up, const float[::1] grad not None,
+                    const float[::1] gate not None, const float[::1] up not None, int n_threads):
+    """The gradients that are not None."""
+    cdef ptrdiff_t n = gate.shape[0]
+    expect_length("swiglu", "up", up.shape[0], n, "N")
+    expect_length("swiglu", "grad", grad.shape[0], n, "N")
+    if grad_gate is not None:
+        expect_length("swiglu", "grad_gate", grad_gate.shape[0], n, "N")
+    if grad_up is not None:
+        expect_length("swiglu", "grad_up", grad_up.shape[0], n, "N")
+    expect_threads("swiglu", n_threads)
+    cdef float *grad_gate0 = start_of_vector(grad_gate)
+    cdef float *grad_up0 = start_of_vector(grad_up)
+    cdef const float *grad0 = start_of(grad)
+    cdef const float *gate0 = start_of(gate)
+    cdef const float *up0 = start_of(up)
+    expect_aligned("swiglu", <size_t>grad0 | <size_t>gate0 | <size_t>up0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_swiglu_backward_f32(grad_gate0, grad_up0, grad0, gate0, up0, n, n_threads)
+
+
+def gelu_forward(float[::1] y not None, const float[::1] x not None, bint by_tanh, int n_threads):
+    cdef ptrdiff_t n = x.shape[0]
+    expect_length("gelu", "y", y.shape[0], n, "N")
+    expect_threads("gelu", n_threads)
+    cdef float *y0 = start_of_vector(y)
+    cdef const float *x0 = start_of(x)
+    expect_aligned("gelu", <size_t>x0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_gelu_forward_f32(y0, x0, n, by_tanh, n_threads)
+
+
+def gelu_backward(float[::1] grad_x not None, const float[::1] grad not None, const float[::1] x not None,
+                  bint by_tanh, int n_threads):
+    cdef ptrdiff_t n = x.shape[0]
+    expect_length("gelu", "grad_x", grad_x.shape[0], n, "N")
+    expect_length("gelu", "grad", grad.shape[0], n, "N")
+    expect_threads("gelu", n_threads)
+    cdef float *grad_x0 = start_of_vector(grad_x)
+    cdef const float *grad0 = start_of(grad)
+    cdef const float *x0 = start_of(x)
+    expect_aligned("gelu", <size_t>grad0 | <size_t>x0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_gelu_backward_f32(grad_x0, grad0, x0, n, by_tanh, n_threads)
+
+
+def rotary(float[:, :, ::1] y not None, const float[:, :, ::1] x not None, const float[:, ::1] cos not None,
+           const float[:, ::1] sin not None, bint back, int n_threads):
+    """Turn each head of x (positions, heads, 2 E) by the angles of its position; back: by the opposite ones."""
+    cdef ptrdiff_t positions = x.shape[0], heads = x.shape[1], half = cos.shape[1]
+    if x.shape[2] != 2 * half:
+        raise ShapeError(f"rotary: x has D = {x.shape[2]}, need D = 2 E = {2 * half}")
+    if y.shape[0] != positions or y.shape[1] != heads or y.shape[2] != 2 * half:
+        raise ShapeError("rotary: y and x differ in shape")
+    expect("rotary", "cos", cos.shape[0], cos.shape[1], positions, half, "(P, E)")
+    expect("rotary", "sin", sin.shape[0], sin.shape[1], positions, half, "(P, E)")
+    expect_threads("rotary", n_threads)
+    if positions == 0 or heads == 0 or half == 0:
+        return
+    cdef float *y0 = &y[0, 0, 0]
+    cdef const float *x0 = &x[0, 0, 0]
+    cdef const float *cos0 = &cos[0, 0]
+    cdef const float *sin0 = &sin[0, 0]
+    expect_aligned("rotary", <size_t>x0 | <size_t>cos0 | <size_t>sin0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_rotary_f32(y0, x0, cos0, sin0, positions, heads, half, back, n_threads)
+
+
+cdef int expect_ids(const int64_t[::1] ids, ptrdiff_t count) except -1:
+    """A wrong id would read or write outside the table."""
+    cdef ptrdiff_t i
+    for i in range(ids.shape[0]):
+        if not 0 <= ids[i] < count:
+            raise ShapeError(f"embedding: ids holds {ids[i]}, but the table has rows 0 to {count - 1}")
+    return 0
+
+
+def embedding_forward(float[:, ::1] y not None, const float[:, ::1] weight not None, const int64_t[::1] ids not None,
+                      int n_threads):
+    """y[i] = weight[ids[i]]"""
+    cdef ptrdiff_t n = ids.shape[0], d = weight.shape[1]
+    expect("embedding", "y", y.shape[0], y.shape[1], n, d, "(N, D)")
+    expect_ids(ids, weight.shape[0])
+    expect_threads("embedding", n_threads)
+    if n == 0 or d == 0:
+        return
+    cdef float *y0 = &y[0, 0]
+    cdef const float *weight0 = &weight[0, 0]
+    cdef const int64_t *ids0 = &ids[0]
+    expect_aligned("embedding", <size_t>weight0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_embedding_forward_f32(y0, weight0, ids0, n, d, n_threads)
+
+
+def embedding_backward(float[:, ::1] grad_weight not None, const float[:, ::1] grad not None,
+                       const int64_t[::1] ids not None, int n_threads):
+    """grad_weight[ids[i]] += grad[i]"""
+    cdef ptrdiff_t n = ids.shape[0], d = grad_weight.shape[1]
+    expect("embedding", "grad", grad.shape[0], grad.shape[1], n, d, "(N, D)")
+    expect_ids(ids, grad_weight.shape[0])
+    expect_threads("embedding", n_threads)
+    if n == 0 or d == 0:
+        return
+    cdef float *grad_weight0 = &grad_weight[0, 0]
+    cdef const float *grad0 = &grad[0, 0]
+    cdef const int64_t *ids0 = &ids[0]
+    expect_aligned("embedding", <size_t>grad0)
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_embedding_backward_f32(grad_weight0, grad0, ids0, n, d, n_threads)

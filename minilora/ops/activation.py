@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minilora import kernels
 from minilora.autograd import op
 from minilora.errors import ConfigError
 from minilora.ops.elementwise import KINK_AT_ZERO
 from minilora.ops.erf import bell, erfc_of
+from minilora.ops.linear import contiguous
 
 Array = NDArray[Any]
 Need = tuple[bool, ...]
@@ -95,6 +97,17 @@ def _silu_vjp(grad: Array, x: Array, need: Need) -> tuple[Array | None, ...]:
     return (grad * s * (1 + x * (1 - s)),)
 
 
+@silu.defkernel
+def _silu_kernel(x: Array) -> tuple[Array, Any]:
+    x = contiguous(x).reshape(x.shape)
+    return kernels.compiled().silu_forward(x, kernels.threads()), x
+
+
+@_silu_kernel
+def _silu_kernel_vjp(grad: Array, x: Array, need: Need) -> tuple[Array | None, ...]:
+    return (kernels.compiled().silu_backward(contiguous(grad), x, kernels.threads()),)
+
+
 @op(
     "gate[*], up[*] -> y[*]",
     source="Shazeer 2020, arXiv:2002.05202, eq. 5 (SwiGLU without its matrices)",
@@ -128,6 +141,17 @@ def _swiglu_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]
     return grad_gate, grad_up
 
 
+@swiglu.defkernel
+def _swiglu_kernel(gate: Array, up: Array) -> tuple[Array, Any]:
+    gate, up = (contiguous(array).reshape(array.shape) for array in (gate, up))
+    return kernels.compiled().swiglu_forward(gate, up, kernels.threads()), (gate, up)
+
+
+@_swiglu_kernel
+def _swiglu_kernel_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]:
+    return kernels.compiled().swiglu_backward(contiguous(grad), *saved, need, kernels.threads())
+
+
 @op(
     "x[*] -> y[*]",
     params={"approximate": ("none", "tanh")},
@@ -142,19 +166,34 @@ def gelu(x: Array, *, approximate: str = "none") -> tuple[Array, Any]:
 
     ConfigError for any other word.
     """
-    if approximate not in ("none", "tanh"):
-        raise ConfigError(f"gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
-    return x * (_normal_share(x) if approximate == "none" else sigmoid_of(_inner(x)[0])), x
+    return x * (sigmoid_of(_inner(x)[0]) if _by_tanh(approximate) else _normal_share(x)), x
 
 
 @gelu.defvjp
 def _gelu_vjp(grad: Array, x: Array, need: Need, *, approximate: str) -> tuple[Array | None, ...]:
-    if approximate == "none":
+    if not _by_tanh(approximate):
         density = bell(x * x.dtype.type(math.sqrt(0.5))) * (1 / math.sqrt(2 * math.pi))
         return (grad * (_normal_share(x) + x * density),)
     inner, slope = _inner(x)
     s = sigmoid_of(inner)
     return (grad * (s + x * (slope * (s * sigmoid_of(-inner)))),)  # x times the slope alone could overflow
+
+
+@gelu.defkernel
+def _gelu_kernel(x: Array, *, approximate: str = "none") -> tuple[Array, Any]:
+    x = contiguous(x).reshape(x.shape)
+    return kernels.compiled().gelu_forward(x, _by_tanh(approximate), kernels.threads()), x
+
+
+@_gelu_kernel
+def _gelu_kernel_vjp(grad: Array, x: Array, need: Need, *, approximate: str) -> tuple[Array | None, ...]:
+    return (kernels.compiled().gelu_backward(contiguous(grad), x, _by_tanh(approximate), kernels.threads()),)
+
+
+def _by_tanh(approximate: str) -> bool:
+    if approximate not in ("none", "tanh"):
+        raise ConfigError(f"gelu: approximate is {approximate!r}, expected 'none' or 'tanh'")
+    return approximate == "tanh"
 
 
 def _normal_share(x: Array) -> Array:

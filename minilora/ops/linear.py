@@ -77,7 +77,13 @@ def rows(x: Array) -> Array:
 
 def packed(x: Array) -> Array:
     """x (*, D) as a C-contiguous matrix (M, D), as the kernel takes it; a view where it is one."""
-    return np.ascontiguousarray(rows(x))
+    return contiguous(rows(x))
+
+
+def contiguous(x: Array) -> Array:
+    """x in C order and aligned, as the kernel takes it; x itself where it is. Without axes it gets one."""
+    in_order = np.ascontiguousarray(x)
+    return in_order if in_order.flags.aligned else in_order.copy()
 
 
 def readable(W: Array | FrozenWeight) -> Array | FrozenWeight:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minilora import kernels
 from minilora.autograd import op
 from minilora.errors import ConfigError, ShapeError
+from minilora.ops.linear import contiguous, packed
 
 Array = NDArray[Any]
 Need = tuple[bool, ...]
@@ -53,6 +55,19 @@ def _rms_norm_vjp(grad: Array, saved: Any, need: Need, *, eps: float) -> tuple[A
     return grad_x, grad_weight
 
 
+@rms_norm.defkernel
+def _rms_norm_kernel(x: Array, weight: Array, *, eps: float = 1e-6) -> tuple[Array, Any]:
+    flat, weight = packed(x), contiguous(weight)
+    y, inv_rms = kernels.compiled().rms_norm_forward(flat, weight, eps, kernels.threads())
+    return y.reshape(x.shape), (flat, inv_rms, weight)
+
+
+@_rms_norm_kernel
+def _rms_norm_kernel_vjp(grad: Array, saved: Any, need: Need, *, eps: float) -> tuple[Array | None, ...]:
+    grad_x, grad_weight = kernels.compiled().rms_norm_backward(packed(grad), *saved, need, kernels.threads())
+    return None if grad_x is None else grad_x.reshape(grad.shape), grad_weight
+
+
 @op(
     "x[*, D], weight?[D], bias?[D] -> y[*, D]",
     params={"eps": (1e-5, 1e-3)},  # below, a row of equal elements turns within less than a difference can resolve
@@ -93,6 +108,22 @@ def _layer_norm_vjp(grad: Array, saved: Any, need: Need, *, eps: float) -> tuple
         if need[1]:
             grad_weight = (grad * unit).sum(axis=rows)
     return grad_x, grad_weight, grad.sum(axis=rows) if need[2] else None
+
+
+@layer_norm.defkernel
+def _layer_norm_kernel(
+    x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5, need: Need
+) -> tuple[Array, Any]:
+    flat = packed(x)
+    weight, bias = (None if array is None else contiguous(array) for array in (weight, bias))
+    y, *moments = kernels.compiled().layer_norm_forward(flat, weight, bias, eps, kernels.threads())
+    return y.reshape(x.shape), ((flat, *moments) if any(need[:2]) else None, weight if need[0] else None)
+
+
+@_layer_norm_kernel
+def _layer_norm_kernel_vjp(grad: Array, saved: Any, need: Need, *, eps: float) -> tuple[Array | None, ...]:
+    grad_x, *others = kernels.compiled().layer_norm_backward(packed(grad), *saved, need, kernels.threads())
+    return None if grad_x is None else grad_x.reshape(grad.shape), *others
 
 
 def _group_draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:

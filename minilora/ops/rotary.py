@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minilora import kernels
 from minilora.autograd import op
 from minilora.errors import ShapeError
+from minilora.ops.linear import contiguous
 
 Array = NDArray[Any]
+Need = tuple[bool, ...]
 
 
 def _draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,11 +27,11 @@ def _draw(rng: np.random.Generator, sizes: Mapping[str, Any]) -> dict[str, Any]:
     "x[B, T, H, D], cos[B, T, E], sin[B, T, E] -> y[B, T, H, D]",
     source="Su et al. 2021, arXiv:2104.09864, eq. 34, in GPT-NeoX's order: component i is paired with i + D/2",
     formula="y = [x₁ cos - x₂ sin | x₂ cos + x₁ sin], x₁ and x₂ the halves of each head",
-    saves="x, cos, sin",
+    saves="x where cos or sin needs a gradient, cos, sin",
     flops=lambda s: 3 * s["B"] * s["T"] * s["H"] * s["D"],
     draw=_draw,
 )
-def rotary(x: Array, cos: Array, sin: Array) -> tuple[Array, Any]:
+def rotary(x: Array, cos: Array, sin: Array, *, need: Need) -> tuple[Array, Any]:
     """Turn each pair of components of every head by the angle of its position.
 
     x         (B, T, H, D)  queries or keys, D even
@@ -36,10 +39,14 @@ def rotary(x: Array, cos: Array, sin: Array) -> tuple[Array, Any]:
 
     Returns y (B, T, H, D). ShapeError unless D = 2 E.
     """
+    _assert_halves(x, cos)
+    return _turn(x, cos, sin), (x if any(need[1:]) else None, cos, sin)
+
+
+def _assert_halves(x: Array, cos: Array) -> None:
     half = cos.shape[-1]
     if x.shape[-1] != 2 * half:
         raise ShapeError(f"rotary: x has D={x.shape[-1]}, but cos has E={half}; expected D = 2 E")
-    return _turn(x, cos, sin), (x, cos, sin)
 
 
 def _turn(x: Array, cos: Array, sin: Array) -> Array:
@@ -53,7 +60,7 @@ def _turn(x: Array, cos: Array, sin: Array) -> Array:
 
 
 @rotary.defvjp
-def _rotary_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array | None, ...]:
+def _rotary_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]:
     x, cos, sin = saved
     half = cos.shape[-1]
     grad_x = _turn(grad, cos, -sin) if need[0] else None  # the transpose of a rotation turns back
@@ -63,3 +70,18 @@ def _rotary_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tuple[Array 
     if need[2]:
         grad_sin = (grad[..., half:] * x[..., :half] - grad[..., :half] * x[..., half:]).sum(axis=2)
     return grad_x, grad_cos, grad_sin
+
+
+@rotary.defkernel
+def _rotary_kernel(x: Array, cos: Array, sin: Array, *, need: Need) -> tuple[Array, Any]:
+    _assert_halves(x, cos)
+    x, cos, sin = contiguous(x), contiguous(cos), contiguous(sin)
+    return kernels.compiled().rotary(x, cos, sin, False, kernels.threads()), (x if any(need[1:]) else None, cos, sin)
+
+
+@_rotary_kernel
+def _rotary_kernel_vjp(grad: Array, saved: Any, need: Need) -> tuple[Array | None, ...]:
+    grad_x = None
+    if need[0]:
+        grad_x = kernels.compiled().rotary(contiguous(grad), *saved[1:], True, kernels.threads())
+    return grad_x, *_rotary_vjp(grad, saved, (False, *need[1:]))[1:]
