@@ -19,8 +19,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-SOURCES = ["team", "gemm", "pack", "dot", "lora"]  # compiled once per instruction set; dispatch.c only once
 CSRC = Path("csrc")
+# Compiled once per instruction set; dispatch.c only once.
+SOURCES = sorted(path.stem for path in CSRC.glob("*.c") if path.stem != "dispatch")
 DEBUG = os.environ.get("MINILORA_DEBUG", "") == "1"
 REQUIRED = os.environ.get("MINILORA_REQUIRE_KERNELS", "") == "1"
 
@@ -111,7 +112,7 @@ class CopySources(build_py):
             return
         target = Path(self.build_lib, "minilora", "kernels", "csrc")
         target.mkdir(parents=True, exist_ok=True)
-        for source in sorted([*CSRC.glob("*.c"), *CSRC.glob("*.h")]):
+        for source in sorted([*CSRC.glob("*.c"), *CSRC.glob("*.h"), *CSRC.glob("*.mk")]):
             shutil.copyfile(source, target / source.name)
 
 
