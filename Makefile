@@ -69,7 +69,7 @@ test-reference: $(VENV)/.ready  ## run the tests with the NumPy backend
 test-no-compiler:  ## install and test where no compiler can be found
 	tests/no_compiler.sh $(PYTHON) $(BARE) '$(MODEL)'
 
-test-c:  ## build and run the C tests: plain, sanitized, without OpenMP
+test-c:  ## build and run the C tests: plain, sanitized, without OpenMP, with a race detector
 	$(MAKE) -C csrc/tests
 
 interop: $(INTEROP)/.ready  ## check against torch, PEFT, transformers, … (and the demo's adapter, if it is there)

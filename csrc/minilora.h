@@ -23,11 +23,20 @@
  *               (end of this file).  The caller owns the workspace and may reuse it for any call
  *               that it is large enough for; two calls at the same time need two of them.
  *   threads     OpenMP, at most n_threads of them (>= 1), fewer where the work is too small to share;
- *               without OpenMP one.  The work is cut into pieces, and every sum is ordered, by the
- *               sizes alone, so the bits of a result do not depend on n_threads.  They may depend
- *               on the instruction set, which decides the width of a vector.
- *               After fork() a child of a process that used more than one thread must pass 1: the
- *               OpenMP runtime's threads did not follow it, and waiting for them never ends.
+ *               without OpenMP one.  Compiled with MINILORA_PTHREADS, a call starts POSIX threads instead
+ *               (256 at most) and joins them: no OpenMP is needed, but each takes some 20 microseconds to
+ *               start.  The work is cut into pieces, and every sum is ordered, by the sizes alone, so the
+ *               bits of a result do not depend on n_threads.  They may depend on the instruction set,
+ *               which decides the width of a vector.
+ *   fork        The OpenMP runtime keeps its threads for the next call.  They do not follow a fork(), and
+ *               waiting for them never ends: a child whose parent had used more than one thread must
+ *               pass n_threads = 1, until it calls exec.  Where a library cannot know who forks, it
+ *               passes the smaller of n_threads and a limit that a handler lowers in the child:
+ *                   static int limit = INT_MAX;
+ *                   static void in_child(void) { limit = 1; }
+ *                   pthread_atfork(NULL, NULL, in_child);           (once)
+ *               The Python package does just this.  With MINILORA_PTHREADS nothing outlives a call,
+ *               and a child may use as many threads as its parent.
  *   accuracy    Products are summed in float32, with fused multiply-add where the machine has it.
  *               |computed - exact| <= gamma(t + 2) * S, where t is the number of terms of the sum,
  *               S the sum of their absolute values and gamma(t) = t * eps / (1 - t * eps) with
@@ -101,7 +110,8 @@ void minilora_lora_backward_f32(float *grad_x, float *grad_a, float *grad_b,
 
 /* Instruction sets.  The sources are compiled once for each, and dispatch.c routes the functions above
  * to the chosen one.  Index 0 is the baseline, which always runs; later ones are faster.  A program
- * that compiles the sources itself for one machine leaves dispatch.c out and has none of these.
+ * that compiles the sources itself for one machine leaves dispatch.c out and has none of these; build.mk
+ * beside this file compiles them for all.
  * Choosing is not safe while another thread is inside a function of this library. */
 int minilora_isa_count(void);
 const char *minilora_isa_name(int index);       /* "baseline", "x86-64-v3", ...; NULL out of range */
@@ -110,7 +120,7 @@ int minilora_isa_choose(int index);             /* 1, or 0 and no change where i
 int minilora_isa_chosen(void);                  /* before any choice: 0 */
 
 const char *minilora_compiler(void);            /* name and version of the compiler of this library */
-int minilora_has_openmp(void);                  /* 0: every call uses one thread */
+int minilora_has_openmp(void);                  /* 0: one thread a call, but for MINILORA_PTHREADS */
 
 #ifdef __cplusplus
 }

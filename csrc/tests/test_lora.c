@@ -1,7 +1,10 @@
 /* test_lora.c - every compiled instruction set against a plain double-precision loop, under the bound of minilora.h.
  *
- * Outputs start as NaN, every array is its own allocation of the exact size (so that AddressSanitizer sees
+ * Outputs and workspace start as NaN, every array is its own allocation of the exact size (so that AddressSanitizer sees
  * one float too many), and each case runs with 1, 2 and 3 threads, which must agree bit by bit.
+ *
+ *   test_lora        every case
+ *   test_lora few    each path, tail and limit once
  */
 #include "minilora.h"
 
@@ -123,7 +126,8 @@ static array nan_array(ptrdiff_t size, ptrdiff_t offset)
 static outputs run(const problem *p, const inputs *in, int threads)
 {
     const float scale = 0.75f;
-    void *workspace = malloc(minilora_lora_workspace_f32(p->m, p->n, p->k, p->r, threads));
+    const size_t bytes = minilora_lora_workspace_f32(p->m, p->n, p->k, p->r, threads);
+    void *workspace = malloc(bytes);
     outputs out = {
         .y = nan_array(p->m * p->n, p->offset),
         .hidden = nan_array(p->m * p->r, p->offset),
@@ -133,9 +137,11 @@ static outputs run(const problem *p, const inputs *in, int threads)
     };
     if (!workspace)
         abort();
+    memset(workspace, 0xff, bytes);
     minilora_lora_forward_f32(out.y.at, out.hidden.at, in->x.at, in->w.at, in->a.at, in->b.at,
                               p->with_bias ? in->bias.at : NULL, workspace, p->m, p->n, p->k, p->r, scale,
                               p->layout, threads);
+    memset(workspace, 0xff, bytes);
     minilora_lora_backward_f32(out.grad_x.at, out.grad_a.at, out.grad_b.at, in->grad.at, in->x.at, out.hidden.at,
                                in->w.at, in->a.at, in->b.at, workspace, p->m, p->n, p->k, p->r, scale,
                                p->accumulate, p->layout, threads);
@@ -314,6 +320,27 @@ static void check_all_of(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r)
     }
 }
 
+/* Each kind of case below once or twice: for runs that are slow, or many. */
+static void check_few(void)
+{
+    check_all_of(0, 5, 5, 1);
+    check_all_of(5, 0, 5, 1);
+    check_all_of(5, 5, 0, 1);
+    check_all_of(1, 1, 1, 0);
+    for (ptrdiff_t m = 1; m <= 15; m++)
+        check_all_of(m, 33 + m, 3 + 4 * m, m % 3 * 9);
+    check_all_of(45, 65, 50, 17);
+    check_all_of(50, 37, 70, 8);
+    check_all_of(61, 7, 129, 16);
+    check_all_of(20, 20, 769, 16);
+    check_all_of(21, 470, 20, 8);
+    check_all_of(3, 470, 70, 40);
+    check_all_of(2, 4200, 3, 1);
+    check_all_of(18, 19, 20, 400);
+    check_needs((problem){33, 70, 50, 8, 1, 0, 0, 0});
+    check_infinity_stays_in_its_column((problem){40, 37, 50, 8, 0, 1, 0, 0});
+}
+
 static void check_isa(void)
 {
     static const ptrdiff_t tiny[] = {0, 1, 2, 5}, ranks[] = {0, 1, 8, 16, 17, 40};
@@ -333,6 +360,8 @@ static void check_isa(void)
     check_all_of(30, 1300, 40, 8);
     check_all_of(9, 1300, 400, 8);
     check_all_of(1, 700, 800, 16);
+    check_all_of(2, 4200, 3, 1);
+    check_all_of(18, 19, 20, 400);
     check_all_of(131, 330, 390, 8);
     check_all_of(400, 65, 33, 130);
     for (int layout = 0; layout < 2; layout++) {
@@ -343,8 +372,9 @@ static void check_isa(void)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const int few = argc > 1 && strcmp(argv[1], "few") == 0;
     if (minilora_isa_choose(-1) || minilora_isa_choose(minilora_isa_count()) || minilora_isa_name(-1)) {
         puts("FAIL: an instruction set out of range was accepted");
         failures++;
@@ -355,7 +385,10 @@ int main(void)
             printf("%-10s does not run here, skipped\n", minilora_isa_name(isa));
             continue;
         }
-        check_isa();
+        if (few)
+            check_few();
+        else
+            check_isa();
         printf("%-10s %d cases\n", minilora_isa_name(isa), cases - before);
     }
     printf("%s, OpenMP %s: %d failures\n", minilora_compiler(), minilora_has_openmp() ? "on" : "off", failures);
