@@ -274,9 +274,11 @@ static void check_needs(problem p)
 {
     inputs in = new_inputs(&p);
     outputs all = run(&p, &in, 1), some = run(&p, &in, 1);
-    void *workspace = malloc(minilora_lora_workspace_f32(p.m, p.n, p.k, p.r, 1));
+    const size_t bytes = minilora_lora_workspace_f32(p.m, p.n, p.k, p.r, 1);
+    void *workspace = malloc(bytes);
     if (!workspace)
         abort();
+    memset(workspace, 0xff, bytes);
     memset(some.grad_x.at, 0, (size_t)some.grad_x.size * sizeof(float));
     memset(some.grad_a.at, 0, (size_t)some.grad_a.size * sizeof(float));
     memset(some.grad_b.at, 0, (size_t)some.grad_b.size * sizeof(float));
@@ -326,7 +328,8 @@ static void check_few(void)
     check_all_of(0, 5, 5, 1);
     check_all_of(5, 0, 5, 1);
     check_all_of(5, 5, 0, 1);
-    check_all_of(1, 1, 1, 0);
+    check_all_of(3, 5, 0, 0);
+    check_all_of(20, 5, 0, 0);
     for (ptrdiff_t m = 1; m <= 15; m++)
         check_all_of(m, 33 + m, 3 + 4 * m, m % 3 * 9);
     check_all_of(45, 65, 50, 17);
@@ -337,6 +340,8 @@ static void check_few(void)
     check_all_of(3, 470, 70, 40);
     check_all_of(2, 4200, 3, 1);
     check_all_of(18, 19, 20, 400);
+    check_all_of(49, 20, 400, 8);
+    check_all_of(49, 470, 384, 8);
     check_needs((problem){33, 70, 50, 8, 1, 0, 0, 0});
     check_infinity_stays_in_its_column((problem){40, 37, 50, 8, 0, 1, 0, 0});
 }
@@ -364,6 +369,8 @@ static void check_isa(void)
     check_all_of(18, 19, 20, 400);
     check_all_of(131, 330, 390, 8);
     check_all_of(400, 65, 33, 130);
+    check_all_of(49, 470, 384, 8);
+    check_all_of(50, 500, 800, 17);
     for (int layout = 0; layout < 2; layout++) {
         check_needs((problem){33, 70, 50, 8, layout, 0, 0, 0});
         check_needs((problem){3, 70, 50, 20, layout, 0, 0, 0});
