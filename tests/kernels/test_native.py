@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 
@@ -249,41 +248,6 @@ def test_no_call_of_a_large_product_is_longer_than_its_share(monkeypatch):
         monkeypatch.setattr(native._kernels, "chosen", lambda isa=isa: isa)
         rows = native._block_rows(1024, 49152, 576)
         assert rows * work <= limit < (rows + 1) * work
-
-
-@native_only
-def test_a_child_forked_after_use_does_not_hang_and_gets_the_same_bits():
-    rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((200, 300), dtype=np.float32), rng.standard_normal((300, 400), dtype=np.float32)
-    want = native_forward(x, w, None, None, None, 1.0)[0].tobytes()
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        same = native_forward(x, w, None, None, None, 1.0)[0].tobytes() == want
-        os.write(writer, b"same" if same else b"differs")
-        os._exit(0)
-    os.close(writer)
-    try:
-        ready, _, _ = select.select([reader], [], [], 20)
-        assert ready, "the child hangs"
-        assert os.read(reader, 16) == b"same"
-    finally:
-        os.close(reader)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
-@native_only
-def test_python_threads_may_call_at_the_same_time():
-    from concurrent.futures import ThreadPoolExecutor
-
-    rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((64, 100), dtype=np.float32), rng.standard_normal((100, 90), dtype=np.float32)
-    a, b = rng.standard_normal((100, 8), dtype=np.float32), rng.standard_normal((8, 90), dtype=np.float32)
-    want = native_forward(x, w, a, b, None, 1.0)[0].tobytes()
-    with ThreadPoolExecutor(4) as pool:
-        runs = [pool.submit(native_forward, x, w, a, b, None, 1.0) for _ in range(40)]
-    assert {run.result()[0].tobytes() for run in runs} == {want}
 
 
 @native_only
