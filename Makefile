@@ -96,3 +96,4 @@ check: lint types test test-c  ## what every commit passes
 clean:  ## remove the environments and all that was built
 	rm -rf $(VENV) $(INTEROP) $(BARE) build dist *.egg-info minilora/kernels/_kernels*.so minilora/kernels/_kernels.c
 	$(MAKE) -C csrc/tests clean
+	$(MAKE) -C examples/c clean
