@@ -164,7 +164,7 @@ int main() {
     std::vector<float> x{1, 2}, w{1, 0, 2, 0, 1, 1}, a{1, 3}, b{1, 0, -1}, y(3), hidden(1);
     std::vector<unsigned char> workspace(minilora_lora_workspace_f32(1, 3, 2, 1, 1));
     minilora_lora_forward_f32(y.data(), hidden.data(), x.data(), w.data(), a.data(), b.data(), nullptr,
-                              workspace.data(), 1, 3, 2, 1, 2.0f, MINILORA_W_KN, 1);
+                              workspace.data(), 1, 3, 2, 1, 2.0f, MINILORA_W_KN, MINILORA_F32, 1);
     std::printf("%g %g %g", y[0], y[1], y[2]);
 }
 """
