@@ -30,8 +30,9 @@ static inline float minilora_exp(float x)
     e = e * r + 1.0f;
     const int32_t power = (union bits){.number = shifted}.whole - 0x4b400000;   /* the bits of shift */
     const int32_t half = power / 2;
-    return e * (union bits){.whole = (half + 127) * (1 << 23)}.number
-             * (union bits){.whole = (power - half + 127) * (1 << 23)}.number;
+    /* Shifted as unsigned numbers, since those that come of NaN overflow. */
+    return e * (union bits){.whole = (int32_t)((uint32_t)(half + 127) << 23)}.number
+             * (union bits){.whole = (int32_t)((uint32_t)(power - half + 127) << 23)}.number;
 }
 
 #endif /* MINILORA_EXP_H */
