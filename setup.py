@@ -19,7 +19,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-SOURCES = ["team", "gemm", "pack", "dot", "lora"]  # compiled once per instruction set; dispatch.c only once
+# Compiled once per instruction set; dispatch.c only once.
+SOURCES = ["team", "gemm", "pack", "dot", "lora", "cross_entropy"]
 CSRC = Path("csrc")
 DEBUG = os.environ.get("MINILORA_DEBUG", "") == "1"
 REQUIRED = os.environ.get("MINILORA_REQUIRE_KERNELS", "") == "1"
@@ -139,6 +140,7 @@ kernel = Extension(
     "minilora.kernels._kernels",
     [str(CSRC / "dispatch.c")],
     include_dirs=[str(CSRC)],
+    libraries=[] if sys.platform == "win32" else ["m"],
     depends=[str(path) for path in sorted([*CSRC.glob("*.c"), *CSRC.glob("*.h")])],
 )
 # Set afterwards: without Cython, Extension itself would rename it to a .c file that does not exist.

@@ -22,6 +22,10 @@
 #define minilora_dot_product MINILORA_NAME(minilora_dot_product)
 #define minilora_share MINILORA_NAME(minilora_share)
 #define minilora_product MINILORA_NAME(minilora_product)
+#define minilora_cross_entropy_forward_f32 MINILORA_NAME(minilora_cross_entropy_forward_f32)
+#define minilora_cross_entropy_backward_f32 MINILORA_NAME(minilora_cross_entropy_backward_f32)
+#define minilora_linear_cross_entropy_workspace_f32 MINILORA_NAME(minilora_linear_cross_entropy_workspace_f32)
+#define minilora_linear_cross_entropy_f32 MINILORA_NAME(minilora_linear_cross_entropy_f32)
 #endif
 
 #include "minilora.h"

@@ -1,5 +1,7 @@
 """The functions of csrc/minilora.h, which is their manual."""
 
+from libc.stdint cimport int64_t
+
 cdef extern from "minilora.h" nogil:
     int MINILORA_W_KN
     int MINILORA_W_NK
@@ -17,6 +19,23 @@ cdef extern from "minilora.h" nogil:
                                     const float *w, const float *a, const float *b, void *workspace,
                                     ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r,
                                     float scale, int accumulate, int w_layout, int n_threads)
+
+    void minilora_cross_entropy_forward_f32(float *losses, float *peaks, float *others,
+                                            const float *logits, const int64_t *labels,
+                                            ptrdiff_t m, ptrdiff_t n, int n_threads)
+
+    void minilora_cross_entropy_backward_f32(float *grad_logits,
+                                             const float *logits, const float *peaks, const float *others,
+                                             const float *factors, const int64_t *labels,
+                                             ptrdiff_t m, ptrdiff_t n, int n_threads)
+
+    size_t minilora_linear_cross_entropy_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int n_threads)
+
+    void minilora_linear_cross_entropy_f32(float *losses, float *grad_x, float *grad_w,
+                                           const float *x, const float *w, const float *factors,
+                                           const int64_t *labels, void *workspace,
+                                           ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,
+                                           int accumulate, int w_layout, int n_threads)
 
     int minilora_isa_count()
     const char *minilora_isa_name(int index)

@@ -82,6 +82,10 @@ class Linear(Module):
         name = self.choice.current() if self.choice else None
         return None if name is None else self.adapters.get(name)
 
+    def plain_weight(self) -> Tensor | FrozenWeight | None:
+        """The weight, where a call here and now would be x @ weight and nothing more; else None."""
+        return self.weight if self.bias is None and self.active_adapter() is None else None
+
     def __call__(self, x: Any) -> Any:
         """x (*, in) -> (*, out)"""
         low_rank = self.active_adapter()
