@@ -140,6 +140,7 @@ kernel = Extension(
     "minilora.kernels._kernels",
     [str(CSRC / "dispatch.c")],
     include_dirs=[str(CSRC)],
+    libraries=[] if sys.platform == "win32" else ["m"],
     depends=[str(path) for path in sorted([*CSRC.glob("*.c"), *CSRC.glob("*.h")])],
 )
 # Set afterwards: without Cython, Extension itself would rename it to a .c file that does not exist.

@@ -87,7 +87,23 @@
       (y, weight, ids, n, d, n_threads))                                                                              \
     K(void, embedding_backward_f32,                                                                                   \
       (float *grad_weight, const float *grad, const int64_t *ids, ptrdiff_t n, ptrdiff_t d, int n_threads),           \
-      (grad_weight, grad, ids, n, d, n_threads))
+      (grad_weight, grad, ids, n, d, n_threads))                                                                      \
+    K(void, cross_entropy_forward_f32,                                                                                \
+      (float *losses, float *peaks, float *others, const float *logits, const int64_t *labels, ptrdiff_t m,           \
+       ptrdiff_t n, int n_threads),                                                                                   \
+      (losses, peaks, others, logits, labels, m, n, n_threads))                                                       \
+    K(void, cross_entropy_backward_f32,                                                                               \
+      (float *grad_logits, const float *logits, const float *peaks, const float *others, const float *factors,        \
+       const int64_t *labels, ptrdiff_t m, ptrdiff_t n, int n_threads),                                               \
+      (grad_logits, logits, peaks, others, factors, labels, m, n, n_threads))                                         \
+    K(size_t, linear_cross_entropy_workspace_f32, (ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int n_threads),             \
+      (m, n, k, n_threads))                                                                                           \
+    K(void, linear_cross_entropy_f32,                                                                                 \
+      (float *losses, float *grad_x, float *grad_w, const float *x, const void *w, const float *factors,              \
+       const int64_t *labels, void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int accumulate, int w_layout,   \
+       int w_storage, int n_threads),                                                                                 \
+      (losses, grad_x, grad_w, x, w, factors, labels, workspace, m, n, k, accumulate, w_layout, w_storage,            \
+       n_threads))
 
 #define FIELD(type, name, parameters, arguments) type(*name) parameters;
 typedef struct {

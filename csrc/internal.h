@@ -52,6 +52,10 @@
 #define minilora_rotary_f32 MINILORA_NAME(minilora_rotary_f32)
 #define minilora_embedding_forward_f32 MINILORA_NAME(minilora_embedding_forward_f32)
 #define minilora_embedding_backward_f32 MINILORA_NAME(minilora_embedding_backward_f32)
+#define minilora_cross_entropy_forward_f32 MINILORA_NAME(minilora_cross_entropy_forward_f32)
+#define minilora_cross_entropy_backward_f32 MINILORA_NAME(minilora_cross_entropy_backward_f32)
+#define minilora_linear_cross_entropy_workspace_f32 MINILORA_NAME(minilora_linear_cross_entropy_workspace_f32)
+#define minilora_linear_cross_entropy_f32 MINILORA_NAME(minilora_linear_cross_entropy_f32)
 #endif
 
 #include "minilora.h"

@@ -319,6 +319,60 @@ void minilora_embedding_forward_f32(float *y, const float *weight, const int64_t
 void minilora_embedding_backward_f32(float *grad_weight, const float *grad, const int64_t *ids,
                                      ptrdiff_t n, ptrdiff_t d, int n_threads);
 
+/* The loss of a classifier: softmax cross-entropy of rows of logits, -log softmax(logits)[label].
+ *
+ *   loss         = log sum exp(logits) - logits[label]
+ *   grad_logits  = factor * (softmax(logits) - onehot(label))
+ *
+ * n is the number of classes.  Where the logits of a row are at most R apart, loss and gradient are right to a relative
+ * gamma(2 * R + 2060), also where softmax at the label is almost 1 (single sums have up to 1024 terms).
+ * A row with NaN or +Inf, or with -Inf alone, has the loss NaN.
+ *
+ * Of rows of logits: what forward leaves in peaks and others, backward takes.
+ *
+ * losses       out  (m)     0 where the label is negative: a row that is not counted
+ * peaks        out  (m)     the largest logit
+ * others       out  (m)     sum exp(logits - peak), without the label's
+ * grad_logits  out  (m, n)  0 in rows that are not counted
+ * logits       in   (m, n)
+ * labels       in   (m)     below n
+ * factors      in   (m)     what each loss's gradient is multiplied by
+ *
+ * Work: one exponential an element in each. */
+void minilora_cross_entropy_forward_f32(float *losses, float *peaks, float *others,
+                                        const float *logits, const int64_t *labels,
+                                        ptrdiff_t m, ptrdiff_t n, int n_threads);
+void minilora_cross_entropy_backward_f32(float *grad_logits,
+                                         const float *logits, const float *peaks, const float *others,
+                                         const float *factors, const int64_t *labels,
+                                         ptrdiff_t m, ptrdiff_t n, int n_threads);
+
+/* Bytes of workspace that one call of minilora_linear_cross_entropy_f32 needs: room for the logits of some hundred
+ * rows, whatever m, at most 64 MiB as long as n is below a million, and 0.8 MB a thread. */
+size_t minilora_linear_cross_entropy_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int n_threads);
+
+/* The losses of logits = x . W and their gradients, each only where its pointer is not NULL.
+ *
+ * The (m, n) logits never exist all at once: rows are taken in chunks, by the sizes alone, and the gradient of a
+ * chunk's logits replaces them in the workspace.  Rows that are not counted are best left out of x.
+ *
+ * losses     out  (m)
+ * grad_x     out  (m, k)  factor * (softmax - onehot) . W^T, or NULL
+ * grad_w     out  (k, n)  x^T . (factor * (softmax - onehot)), row-major whatever w_layout; or NULL
+ * x          in   (m, k)
+ * w          in   (k, n)  in the memory order w_layout
+ * factors    in   (m)     may be NULL where no gradient is wanted
+ * labels     in   (m)     in [0, n)
+ * workspace               minilora_linear_cross_entropy_workspace_f32(m, n, k, n_threads) bytes, any alignment
+ * accumulate              0: grad_w is overwritten; 1: it is added to (grad_x never is)
+ *
+ * The logits are off by the bound of a product, which the loss inherits.
+ * Work: 2 * m * n * k flops, as many again for each gradient, and one exponential for each logit. */
+void minilora_linear_cross_entropy_f32(float *losses, float *grad_x, float *grad_w,
+                                       const float *x, const void *w, const float *factors, const int64_t *labels,
+                                       void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,
+                                       int accumulate, int w_layout, int w_storage, int n_threads);
+
 /* Instruction sets.  The sources are compiled once for each, and dispatch.c routes the functions above
  * to the chosen one.  Index 0 is the baseline, which always runs; later ones are faster.  A program
  * that compiles the sources itself for one machine leaves dispatch.c out and has none of these; build.mk

@@ -151,3 +151,30 @@ def gelu_backward(grad_x: np.ndarray, grad: np.ndarray, x: np.ndarray, by_tanh: 
 def rotary(y: np.ndarray, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, back: bool, n_threads: int) -> None: ...
 def embedding_forward(y: np.ndarray, weight: np.ndarray, ids: np.ndarray, n_threads: int) -> None: ...
 def embedding_backward(grad_weight: np.ndarray, grad: np.ndarray, ids: np.ndarray, n_threads: int) -> None: ...
+def cross_entropy_forward(
+    losses: np.ndarray, peaks: np.ndarray, others: np.ndarray, logits: np.ndarray, labels: np.ndarray, n_threads: int
+) -> None: ...
+def cross_entropy_backward(
+    grad_logits: np.ndarray,
+    logits: np.ndarray,
+    peaks: np.ndarray,
+    others: np.ndarray,
+    factors: np.ndarray,
+    labels: np.ndarray,
+    n_threads: int,
+) -> None: ...
+def linear_cross_entropy_workspace(m: int, n: int, k: int, n_threads: int) -> int: ...
+def linear_cross_entropy(
+    losses: np.ndarray,
+    grad_x: np.ndarray | None,
+    grad_w: np.ndarray | None,
+    x: np.ndarray,
+    w: np.ndarray,
+    factors: np.ndarray | None,
+    labels: np.ndarray,
+    workspace: np.ndarray,
+    accumulate: bool,
+    storage: int,
+    w_is_nk: bool,
+    n_threads: int,
+) -> None: ...

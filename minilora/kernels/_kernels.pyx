@@ -17,12 +17,16 @@ from minilora.kernels.minilora cimport (
     minilora_attention_forward_f32,
     minilora_attention_workspace_f32,
     minilora_compiler,
+    minilora_cross_entropy_backward_f32,
+    minilora_cross_entropy_forward_f32,
     minilora_has_openmp,
     minilora_isa_choose,
     minilora_isa_chosen,
     minilora_isa_count,
     minilora_isa_name,
     minilora_isa_runs_here,
+    minilora_linear_cross_entropy_f32,
+    minilora_linear_cross_entropy_workspace_f32,
     minilora_lora_backward_f32,
     minilora_lora_forward_f32,
     minilora_lora_workspace_f32,
@@ -702,3 +706,102 @@ def embedding_backward(float[:, ::1] grad_weight not None, const float[:, ::1] g
     n_threads = min(n_threads, thread_limit)
     with nogil:
         minilora_embedding_backward_f32(grad_weight0, grad0, ids0, n, d, n_threads)
+
+
+cdef int expect_labels(str op, const int64_t[::1] labels, ptrdiff_t n, bint counted) except -1:
+    """A label from n on would be read and written outside the row, and a negative one too where all rows count."""
+    cdef ptrdiff_t i
+    for i in range(labels.shape[0]):
+        if labels[i] >= n or counted and labels[i] < 0:
+            raise ShapeError(f"{op}: labels holds {labels[i]}, need labels below N = {n}")
+    return 0
+
+
+def cross_entropy_forward(float[::1] losses not None, float[::1] peaks not None, float[::1] others not None,
+                          const float[:, ::1] logits not None, const int64_t[::1] labels not None, int n_threads):
+    """losses, peaks and others of rows of logits; a row with a negative label is not counted."""
+    cdef ptrdiff_t m = logits.shape[0], n = logits.shape[1]
+    cdef str op = "cross_entropy_forward"
+    expect_length(op, "losses", losses.shape[0], m, "M")
+    expect_length(op, "peaks", peaks.shape[0], m, "M")
+    expect_length(op, "others", others.shape[0], m, "M")
+    expect_length(op, "labels", labels.shape[0], m, "M")
+    expect_labels(op, labels, n, False)
+    if m == 0:
+        return
+    cdef const float *logits0 = start(logits)
+    if <size_t>logits0 % sizeof(float):
+        raise ShapeError(f"{op}: an operand is not aligned to 4 bytes")
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_cross_entropy_forward_f32(&losses[0], &peaks[0], &others[0], logits0, &labels[0], m, n, n_threads)
+
+
+def cross_entropy_backward(float[:, ::1] grad_logits not None, const float[:, ::1] logits not None,
+                           const float[::1] peaks not None, const float[::1] others not None,
+                           const float[::1] factors not None, const int64_t[::1] labels not None, int n_threads):
+    """The gradient of the losses, each times its factor, from what forward left."""
+    cdef ptrdiff_t m = logits.shape[0], n = logits.shape[1]
+    cdef str op = "cross_entropy_backward"
+    expect(op, "grad_logits", grad_logits.shape[0], grad_logits.shape[1], m, n, "(M, N)")
+    expect_length(op, "peaks", peaks.shape[0], m, "M")
+    expect_length(op, "others", others.shape[0], m, "M")
+    expect_length(op, "factors", factors.shape[0], m, "M")
+    expect_length(op, "labels", labels.shape[0], m, "M")
+    expect_labels(op, labels, n, False)
+    if m == 0 or n == 0:
+        return
+    cdef float *grad0 = start_of_output(grad_logits)
+    cdef const float *logits0 = start(logits)
+    if <size_t>logits0 % sizeof(float):
+        raise ShapeError(f"{op}: an operand is not aligned to 4 bytes")
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_cross_entropy_backward_f32(grad0, logits0, &peaks[0], &others[0], &factors[0], &labels[0], m, n,
+                                            n_threads)
+
+
+def linear_cross_entropy_workspace(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int n_threads) -> int:
+    return minilora_linear_cross_entropy_workspace_f32(m, n, k, n_threads)
+
+
+def linear_cross_entropy(float[::1] losses not None, float[:, ::1] grad_x, float[:, ::1] grad_w,
+                         const float[:, ::1] x not None, const unsigned char[:, ::1] w not None,
+                         const float[::1] factors, const int64_t[::1] labels not None,
+                         unsigned char[::1] workspace not None, bint accumulate, int storage, bint w_is_nk,
+                         int n_threads):
+    """The losses of x . w, and the gradients that are not None; w is the stored lines of W, N of them where w_is_nk."""
+    cdef ptrdiff_t m = x.shape[0], k = x.shape[1]
+    cdef ptrdiff_t lines = w.shape[0], length = elements(w.shape[1], storage)
+    cdef ptrdiff_t n = lines if w_is_nk else length
+    cdef str op = "linear_cross_entropy"
+    if (grad_x is not None or grad_w is not None) and factors is None:
+        raise ShapeError(f"{op}: a gradient needs factors: give them, or do not ask")
+    if w_is_nk:
+        expect(op, "w", lines, length, n, k, "(N, K)")
+    else:
+        expect(op, "w", lines, length, k, n, "(K, N)")
+    if grad_x is not None:
+        expect(op, "grad_x", grad_x.shape[0], grad_x.shape[1], m, k, "(M, K)")
+    if grad_w is not None:
+        expect(op, "grad_w", grad_w.shape[0], grad_w.shape[1], k, n, "(K, N)")
+    expect_length(op, "losses", losses.shape[0], m, "M")
+    expect_length(op, "labels", labels.shape[0], m, "M")
+    if factors is not None:
+        expect_length(op, "factors", factors.shape[0], m, "M")
+    expect_labels(op, labels, n, True)
+    expect_workspace(op, workspace, minilora_linear_cross_entropy_workspace_f32(m, n, k, n_threads), n_threads)
+    cdef float *losses0 = &losses[0] if m > 0 else NULL
+    cdef float *grad_x0 = start_of_output(grad_x)
+    cdef float *grad_w0 = start_of_output(grad_w)
+    cdef const float *x0 = start(x)
+    cdef const unsigned char *w0 = start_of_bytes(w)
+    cdef const float *factors0 = &factors[0] if factors is not None and m > 0 else NULL
+    cdef const int64_t *labels0 = &labels[0] if m > 0 else NULL
+    cdef int layout = MINILORA_W_NK if w_is_nk else MINILORA_W_KN
+    if (<size_t>x0 | (<size_t>w0 if storage == MINILORA_F32 else 0)) % sizeof(float):
+        raise ShapeError(f"{op}: an operand is not aligned to 4 bytes")
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_linear_cross_entropy_f32(losses0, grad_x0, grad_w0, x0, w0, factors0, labels0, &workspace[0],
+                                          m, n, k, accumulate, layout, storage, n_threads)

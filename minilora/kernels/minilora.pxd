@@ -93,6 +93,23 @@ cdef extern from "minilora.h" nogil:
     void minilora_embedding_backward_f32(float *grad_weight, const float *grad, const int64_t *ids,
                                          ptrdiff_t n, ptrdiff_t d, int n_threads)
 
+    void minilora_cross_entropy_forward_f32(float *losses, float *peaks, float *others,
+                                            const float *logits, const int64_t *labels,
+                                            ptrdiff_t m, ptrdiff_t n, int n_threads)
+
+    void minilora_cross_entropy_backward_f32(float *grad_logits,
+                                             const float *logits, const float *peaks, const float *others,
+                                             const float *factors, const int64_t *labels,
+                                             ptrdiff_t m, ptrdiff_t n, int n_threads)
+
+    size_t minilora_linear_cross_entropy_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int n_threads)
+
+    void minilora_linear_cross_entropy_f32(float *losses, float *grad_x, float *grad_w,
+                                           const float *x, const void *w, const float *factors,
+                                           const int64_t *labels, void *workspace,
+                                           ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,
+                                           int accumulate, int w_layout, int w_storage, int n_threads)
+
     int minilora_isa_count()
     const char *minilora_isa_name(int index)
     int minilora_isa_runs_here(int index)

@@ -28,7 +28,7 @@ def _workspace(size: int) -> np.ndarray:
     return space
 
 
-def _block_rows(m: int, n: int, k: int) -> int:
+def _block_rows(m: int, n: int, k: float) -> int:
     """Return how many rows one call may take, by the sizes alone so that results do not depend on threads.
 
     Nor by the rank, so that an adapter whose B is zero gives the bits of the plain layer; up to rank
@@ -475,3 +475,96 @@ def embedding_backward(grad: np.ndarray, ids: np.ndarray, count: int, n_threads:
     for part in _cuts(*grad.shape):
         _kernels.embedding_backward(grad_weight, grad[part], ids[part], n_threads)
     return grad_weight
+
+
+def cross_entropy_forward(
+    logits: np.ndarray, labels: np.ndarray, n_threads: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return losses, peaks and others (M,) of rows of logits; the last two are for the backward pass.
+
+    logits  (M, N)  float32, C-contiguous
+    labels  (M,)    int64 below N; negative: not counted
+    """
+    m = len(logits)
+    _expect_rows("cross_entropy_forward", m, labels=labels)
+    losses, peaks, others = (np.empty(m, np.float32) for _ in range(3))
+    for part in _row_parts(m, logits.shape[1]):
+        operands = losses[part], peaks[part], others[part], logits[part], labels[part]
+        _kernels.cross_entropy_forward(*operands, n_threads)
+    return losses, peaks, others
+
+
+def cross_entropy_backward(
+    logits: np.ndarray, peaks: np.ndarray, others: np.ndarray, factors: np.ndarray, labels: np.ndarray, n_threads: int
+) -> np.ndarray:
+    """Return the gradient of logits (M, N), where that of each loss is its factor."""
+    rows = {"peaks": peaks, "others": others, "factors": factors, "labels": labels}
+    _expect_rows("cross_entropy_backward", len(logits), **rows)
+    grad = np.empty_like(logits)
+    for part in _row_parts(*logits.shape):
+        operands = grad[part], logits[part], peaks[part], others[part], factors[part], labels[part]
+        _kernels.cross_entropy_backward(*operands, n_threads)
+    return grad
+
+
+def _expect_rows(op: str, m: int, **arrays: np.ndarray | None) -> None:
+    """Raise ShapeError for an array of another length, which cutting it into calls would hide."""
+    for name, array in arrays.items():
+        if array is not None and array.shape != (m,):
+            raise ShapeError(f"{op}: {name} is {array.shape}, need (M,) = ({m},)")
+
+
+def _row_parts(m: int, n: int) -> Iterator[slice]:
+    """The rows of each call of a kernel that computes an exponential, as long as 32 multiply-adds, an element."""
+    rows = _block_rows(m, n, 32)
+    return (slice(i, i + rows) for i in range(0, m, rows))
+
+
+def linear_cross_entropy(
+    x: np.ndarray,
+    w: np.ndarray | FrozenWeight,
+    labels: np.ndarray,
+    factors: np.ndarray | None,
+    need: tuple[bool, bool],
+    n_threads: int,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Return the losses (M,) of the logits x W, and the gradients of x (M, K) and w (K, N) that are needed, or None.
+
+    x        (M, K)  float32, C-contiguous
+    w        (K, N)  as in lora_forward
+    labels   (M,)    int64 in [0, N)
+    factors  (M,)    gradient with respect to each loss; may be None where nothing is needed
+
+    Raises ShapeError where the sizes, the dtype or the memory order do not fit.
+    """
+    try:
+        lines, storage, is_nk = _stored(w)
+        (m, k), n = x.shape, w.shape[1]
+        _expect_rows("linear_cross_entropy", m, labels=labels, factors=factors)
+        losses = np.empty(m, np.float32)
+        grad_x = np.empty((m, k), np.float32) if need[0] else None
+        grad_w = np.empty((k, n), np.float32) if need[1] else None
+        # Twice as long a call as others may take: W is packed for every product, whose time many rows share.
+        most = _block_rows(m, n, k * (1 + sum(need)) / 2)
+        rows = -(-m // -(-m // most)) if m else 1
+        space = _workspace(_kernels.linear_cross_entropy_workspace(rows, n, k, n_threads))
+        for i in range(0, max(m, 1), rows):
+            part = slice(i, i + rows)
+            _kernels.linear_cross_entropy(
+                losses[part],
+                None if grad_x is None else grad_x[part],
+                grad_w,
+                x[part],
+                lines,
+                None if factors is None else factors[part],
+                labels[part],
+                space,
+                i > 0,
+                storage,
+                is_nk,
+                n_threads,
+            )
+        return losses, grad_x, grad_w
+    except (TypeError, ValueError, IndexError):
+        _complain("linear_cross_entropy", w, {"x": (x, "M, K"), "factors": (factors, "M")})
+        raise

@@ -153,7 +153,8 @@ class Llama(Module):
         labels     (B, T)  aligned with input_ids; -100 is not counted, nor is the first of a row
         reduction          "mean" over the counted labels, or their "sum", for accumulation over batches
 
-        The head is computed only at positions whose next token is counted.
+        The head is computed only at positions whose next token is counted; without an adapter of its own it is one with
+        the loss, and a few hundred positions have logits at a time.
         """
         if reduction not in ("mean", "sum"):
             raise ConfigError(f"loss: reduction is {reduction!r}, expected 'mean' or 'sum'")
@@ -162,10 +163,14 @@ class Llama(Module):
             raise ShapeError(f"loss: labels has shape {wanted.shape}, but input_ids has {ids.shape}")
         with self._adapter(adapters, 1):
             hidden = self._hidden(ids, attention_mask, None, None)
-            rows, columns = np.nonzero(wanted[:, 1:] != IGNORED)
-            flat = ops.reshape(hidden, shape=(-1, hidden.shape[-1]))
-            logits = self.lm_head(ops.embedding(rows * ids.shape[1] + columns, flat))
-            loss = ops.cross_entropy(logits, wanted[rows, columns + 1], ignore_index=IGNORED, reduction=reduction)
+            weight, settings = self.lm_head.plain_weight(), {"ignore_index": IGNORED, "reduction": reduction}
+            if weight is not None:
+                loss = ops.linear_cross_entropy(hidden[:, :-1], weight, wanted[:, 1:], **settings)
+            else:
+                rows, columns = np.nonzero(wanted[:, 1:] != IGNORED)
+                flat = ops.reshape(hidden, shape=(-1, hidden.shape[-1]))
+                logits = self.lm_head(ops.embedding(rows * ids.shape[1] + columns, flat))
+                loss = ops.cross_entropy(logits, wanted[rows, columns + 1], **settings)
         return loss if isinstance(loss, Tensor) else Tensor(loss)
 
     def count_labels(self, labels: ArrayLike) -> int:

@@ -82,6 +82,12 @@ class Linear(Module):
         name = self.choice.current() if self.choice else None
         return self.adapters.get(name) if isinstance(name, str) else None
 
+    def plain_weight(self) -> Tensor | FrozenWeight | None:
+        """The weight, where a call here and now would be x @ weight and nothing more; else None."""
+        names = self.choice.current() if self.choice else None
+        used = any(name in self.adapters for name in (names if isinstance(names, tuple) else (names,)))
+        return None if used or self.bias is not None else self.weight
+
     def __call__(self, x: Any) -> Any:
         """x (*, in) -> (*, out)"""
         names = self.choice.current() if self.choice else None

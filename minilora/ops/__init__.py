@@ -23,6 +23,7 @@ from minilora.ops.indexing import gather, index, scatter_add, take
 from minilora.ops.joining import concat, split, stack, unstack
 from minilora.ops.linalg import einsum, matmul, outer
 from minilora.ops.linear import linear
+from minilora.ops.linear_loss import linear_cross_entropy
 from minilora.ops.lora import lora_matmul, mixed_lora_matmul
 from minilora.ops.loss import cross_entropy
 from minilora.ops.norm import group_norm, layer_norm, rms_norm
@@ -41,12 +42,12 @@ __all__ = [
     "abs", "add", "attention", "avg_pool1d", "avg_pool2d", "binary_cross_entropy_with_logits", "broadcast_to", "clip",
     "concat", "conv1d", "conv2d", "cosine_similarity", "cross_entropy", "div", "dropout", "einsum", "embedding", "erf",
     "exp", "expand_dims", "flip", "gather", "gelu", "group_norm", "huber_loss", "index", "info_nce", "kl_div",
-    "layer_norm", "leaky_relu", "linear", "log", "log_softmax", "logsumexp", "lora_matmul", "masked_dropout", "matmul",
-    "max", "max_pool1d", "max_pool2d", "maximum", "mean", "min", "minimum", "mixed_lora_matmul", "mse_loss", "mul",
-    "neg", "negative_part", "norm", "outer", "pad", "positive_part", "power", "prod", "relu", "repeat", "reshape",
-    "rms_norm", "roll", "rotary", "rsqrt", "scatter_add", "sigmoid", "silu", "softmax", "softplus", "split", "sqrt",
-    "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swiglu", "take", "tanh", "timestep_embedding", "transpose",
-    "unstack", "upsample_nearest", "var", "where",
+    "layer_norm", "leaky_relu", "linear", "linear_cross_entropy", "log", "log_softmax", "logsumexp", "lora_matmul",
+    "masked_dropout", "matmul", "max", "max_pool1d", "max_pool2d", "maximum", "mean", "min", "minimum",
+    "mixed_lora_matmul", "mse_loss", "mul", "neg", "negative_part", "norm", "outer", "pad", "positive_part", "power",
+    "prod", "relu", "repeat", "reshape", "rms_norm", "roll", "rotary", "rsqrt", "scatter_add", "sigmoid", "silu",
+    "softmax", "softplus", "split", "sqrt", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swiglu", "take",
+    "tanh", "timestep_embedding", "transpose", "unstack", "upsample_nearest", "var", "where",
 ]  # fmt: skip
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minilora import kernels
 from minilora.autograd import Index, Interval, op
 from minilora.errors import ConfigError, ShapeError
+from minilora.ops.linear import packed
 
 Array = NDArray[Any]
 Need = tuple[bool, ...]
@@ -70,13 +72,7 @@ def cross_entropy(
     check_reduction("cross_entropy", reduction)
     if not 0 <= label_smoothing <= 1:
         raise ConfigError(f"cross_entropy: label_smoothing is {label_smoothing}, expected 0 to 1")
-    vocabulary = logits.shape[-1]
-    counted = labels != ignore_index
-    wrong = counted & ((labels < 0) | (labels >= vocabulary))
-    if wrong.any():
-        raise ShapeError(
-            f"cross_entropy: labels holds {labels[wrong].flat[0]}, expected 0 to {vocabulary - 1} or {ignore_index}"
-        )
+    counted = counted_labels("cross_entropy", labels, ignore_index, logits.shape[-1])
     if weight is not None and not (weight >= 0).all():
         raise ShapeError(f"cross_entropy: weight holds {weight[~(weight >= 0)][0]}, expected numbers of at least 0")
     target = np.where(counted, labels, 0)[..., None]
@@ -136,6 +132,48 @@ def _cross_entropy_vjp(
             at_target = np.where(lost, -grad_logits.sum(axis=-1, keepdims=True), at_target)
         np.put_along_axis(grad_logits, target, at_target, axis=-1)
     return grad_logits, None, grad_weight
+
+
+@cross_entropy.defkernel
+def _cross_entropy_kernel(
+    logits: Array, labels: NDArray[np.integer[Any]], weight: Array | None = None, *,
+    ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
+) -> tuple[Array, Any]:  # fmt: skip
+    """The plain loss by the kernel, with a peak and a total a row saved; all else by the reference."""
+    if weight is not None or label_smoothing != 0:
+        settings = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        loss, saved = cross_entropy.reference.forward(logits, labels, weight, **settings)
+        return loss, (None, saved)
+    check_reduction("cross_entropy", reduction)
+    counted = counted_labels("cross_entropy", labels, ignore_index, logits.shape[-1])
+    flat, wanted = packed(logits), np.where(counted, labels, -1).reshape(-1).astype(np.int64)
+    losses, peaks, others = kernels.compiled().cross_entropy_forward(flat, wanted, kernels.threads())
+    saved = (flat, peaks, others, wanted, max(int(counted.sum()), 1) if reduction == "mean" else 1)
+    if reduction == "none":
+        return losses.reshape(labels.shape), (logits.shape, saved)
+    return np.asarray(losses.sum(dtype=np.float64) / saved[-1], logits.dtype), (logits.shape, saved)
+
+
+@_cross_entropy_kernel
+def _cross_entropy_kernel_vjp(grad: Array, saved: Any, need: Need, **settings: Any) -> tuple[Array | None, ...]:
+    shape, kept = saved
+    if shape is None:
+        return _cross_entropy_vjp(grad, kept, need, **settings)
+    if not need[0]:
+        return None, None, None
+    logits, peaks, others, labels, divisor = kept
+    factors = np.ascontiguousarray(np.broadcast_to(grad / grad.dtype.type(divisor), shape[:-1])).reshape(-1)
+    call = kernels.compiled().cross_entropy_backward
+    return call(logits, peaks, others, factors, labels, kernels.threads()).reshape(shape), None, None
+
+
+def counted_labels(name: str, labels: NDArray[np.integer[Any]], ignore_index: int, classes: int) -> NDArray[np.bool_]:
+    """Which labels count; ShapeError, by the operator of this name, where one of these is no class."""
+    counted = labels != ignore_index
+    wrong = counted & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        raise ShapeError(f"{name}: labels holds {labels[wrong].flat[0]}, expected 0 to {classes - 1} or {ignore_index}")
+    return np.asarray(counted)
 
 
 def _is_plain(logits: Array, weight: Array | None, label_smoothing: float) -> bool:

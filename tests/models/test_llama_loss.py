@@ -7,7 +7,8 @@ import pytest
 from models.double import load_double
 from models.tiny import tiny_config, tiny_weights, write_folder
 
-from minilora import ConfigError, MiniloraError, ShapeError, ops
+from minilora import ConfigError, FrozenWeight, MiniloraError, ShapeError, kernels, ops
+from minilora.graph import trace
 from minilora.lora import LoraConfig, add_adapter
 from minilora.models import load_model
 
@@ -76,19 +77,26 @@ def test_the_loss_of_no_label_is_zero_and_its_gradient_too(folder):
         assert tensor.grad is None or not tensor.grad.any(), path
 
 
-def test_the_head_is_computed_only_where_a_label_is_counted(folder):
-    model = load_model(folder)
+def test_the_head_is_computed_only_where_a_label_is_counted(folder, monkeypatch):
+    """Both ways: as one operator with the loss, and with an adapter of its own."""
     rows = []
-    head = model.lm_head
 
-    class Counted(type(head)):
-        def __call__(self, x):
+    class Counted(FrozenWeight):
+        def __rmatmul__(self, x):
             rows.append(x.shape[0])
-            return super().__call__(x)
+            return super().__rmatmul__(x)
 
-    head.__class__ = Counted
-    model.loss(IDS, LABELS, MASK)
-    assert rows == [COUNTED]
+    monkeypatch.setattr(kernels, "use_native", lambda: False)
+    model = load_model(folder)
+    model.lm_head.weight = Counted(model.lm_head.weight.dequantize())
+    with trace() as t:
+        plain = model.loss(IDS, LABELS, MASK).item()
+    assert [row.calls for row in t.rows if row.name == "linear_cross_entropy"] == [1]
+    add_adapter(model, LoraConfig(r=2, target_modules=["lm_head"]))  # B is zero
+    with trace() as t:
+        assert model.loss(IDS, LABELS, MASK).item() == pytest.approx(plain, rel=1e-6)
+    assert not [row for row in t.rows if row.name == "linear_cross_entropy"]
+    assert rows == [COUNTED, COUNTED]
 
 
 def test_float32_loss_agrees_with_float64(folder):

@@ -34,6 +34,7 @@ COUNTS = {
     "log_softmax": ((ROWS,), {}, 4 * 15 * 7),
     "logsumexp": ((ROWS,), {}, 3 * 15 * 7),
     "cross_entropy": ((ROWS, ids(3, 5)), {}, 4 * 15 * 7),
+    "linear_cross_entropy": ((ROWS, a(7, 4), ids(3, 5)), {}, 2 * 15 * 7 * 4 + 4 * 15 * 4),
     "mse_loss": ((ROWS, ROWS), {}, 3 * 15 * 7),  # difference, square, sum
     "huber_loss": ((ROWS, ROWS), {}, 5 * 15 * 7),
     "binary_cross_entropy_with_logits": ((ROWS, ROWS), {}, 10 * 15 * 7),
