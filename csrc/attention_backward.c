@@ -201,8 +201,12 @@ static void compute_unit(const backward_job *job, ptrdiff_t index, float *scratc
         grad_v = grad_v ? grad_v + at : NULL;
     }
     for (ptrdiff_t r = 0; r < rows && (job->grad_q || job->grad_k); r++) {
-        const ptrdiff_t at = row_at(p, &u, r);
+        const ptrdiff_t at = row_at(p, &u, r), ahead = 8;
         float delta = 0.0f;
+        fetch_row(p, &u, job->grad, r + ahead);
+        fetch_row(p, &u, job->y, r + ahead);
+        if (job->grad_q)
+            fetch_row(p, &u, job->grad_q, r + ahead);
 #pragma omp simd reduction(+ : delta)
         for (ptrdiff_t e = 0; e < p->d; e++)
             delta += job->grad[at + e] * job->y[at + e];

@@ -104,7 +104,7 @@ void minilora_attention_pack(float *restrict panels, const float *restrict from,
 {
     for (ptrdiff_t e = 0; e < d; e += TILE_COLS, panels += KEYS * TILE_COLS) {
         const ptrdiff_t cols = smaller(TILE_COLS, d - e);
-        if (cols < TILE_COLS)   /* the padding must be finite: it is multiplied, though never stored */
+        if (cols < TILE_COLS)   /* nobody reads what comes of the padding, but numbers below the normal ones are slow */
             memset(panels, 0, (size_t)(rows * TILE_COLS) * sizeof *panels);
         for (ptrdiff_t i = 0; i < rows; i++)
             memcpy(panels + i * TILE_COLS, from + i * step + e, (size_t)cols * sizeof *panels);

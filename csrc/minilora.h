@@ -150,27 +150,29 @@ void minilora_lora_backward_f32(float *grad_x, float *grad_a, float *grad_b,
  *
  * Axes: b batch entries, t queries, s keys, h heads, g groups (h is a multiple), d components.
  *
- * Query t stands at position s - t + t' (t' its index), so the last query at that of the last key.
+ * Query i stands at position s - t + i, so the last query at that of the last key.
  *   causal      0: it sees keys on both sides; otherwise none after its own position.
  *   window      w > 0: it sees w positions back, its own included (and as many ahead, if not causal); 0: all.
  *   mask        (b, s) bytes, zero for keys that no query may see; or NULL.
  * A query that sees no key gives zeros and passes no gradient.  Keys that no query of a block sees are skipped, so
- * a causal call costs half.  Weights below e^-87 of their row's largest count as zero.
+ * a causal call costs half.
  *
- *   memory      No array grows with t * s: the weights exist for some rows and a block of 128 keys at a time.
+ *   memory      No array grows with t * s: the weights exist for some rows and a block of keys at a time, 256 in the
+ *               forward pass and 128 in the backward.
  *   k_step      Floats from one batch entry of k to the next, at least s * g * d, so that k may be the used part of
  *   v_step      a longer cache; likewise v.  Inside an entry k and v are (s, g, d), densely packed.
  *   first, last The call computes pairs [first, last) of the b * g pairs of entry and group, counted g fastest, and
  *               writes nothing else.  A caller keeps calls short by that; the bits do not depend on it.
- *   accuracy    With u = 2^-24 and Z the largest sum over d of |scale * q * k|: scores are off by (d + 2) u Z, which
- *               is a relative error of the weights; each block of 128 keys may add 4 u, and e^x itself errs by 2 u
- *               and by u times the range of the scores.  Sums over s (and over t and heads, in grad_k and grad_v)
- *               are cut into blocks of at most 128 terms. */
+ *   accuracy    With u = 2^-24, Z the largest sum over d of |scale * q * k| for a query, and R the range of its scores:
+ *               y is off by at most u (2 (d + 3) Z + 4 R + 14 n + 340) times the sum of w * |v|, where n is the number
+ *               of blocks of 128 keys, plus one; a relative error t of an exponent is e^t - 1 once t is not small.
+ *               The gradients: see csrc/tests/test_attention.c, which derives all of them.
+ *   Weights below e^-87.7 of the largest so far count as zero.  A score of NaN or +inf makes its query's y NaN. */
 
 /* Bytes of workspace that a call over `pairs` pairs needs: of the forward or of the backward pass.
  *
- * Forward some 0.4 MB a thread at d = 64; backward 0.9 MB, and 8 * s * d bytes for each of 16 units of work where
- * b * g is below 8. */
+ * Forward at most 0.4 MB a thread at d = 64; backward 0.7 MB, and where b * g is below 8, 8 * s * d bytes for each of
+ * the 8 to 14 cuts of the queries, whose grad_k and grad_v are added up at the end. */
 size_t minilora_attention_workspace_f32(ptrdiff_t b, ptrdiff_t t, ptrdiff_t s, ptrdiff_t h, ptrdiff_t g, ptrdiff_t d,
                                         ptrdiff_t pairs, int backward, int n_threads);
 

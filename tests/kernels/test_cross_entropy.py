@@ -238,6 +238,6 @@ def test_the_wrapper_of_given_logits_refuses_what_does_not_fit():
         _kernels.cross_entropy_backward(logits.copy(), logits, row, row, row[:1], np.zeros(2, np.int64), 1)
     with pytest.raises(ValueError, match="linear_cross_entropy: workspace has 8 bytes, need"):
         _kernels.linear_cross_entropy(
-            np.zeros(2, np.float32), None, None, logits, np.zeros((3, 4), np.float32), None, np.zeros(2, np.int64),
-            np.zeros(8, np.uint8), False, False, 1,
+            np.zeros(2, np.float32), None, None, logits, np.zeros((3, 4), np.float32).view(np.uint8), None,
+            np.zeros(2, np.int64), np.zeros(8, np.uint8), False, 0, False, 1,
         )  # fmt: skip
