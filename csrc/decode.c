@@ -28,10 +28,8 @@ INLINE void decode(float *restrict out, const unsigned char *restrict line, ptrd
         float whole[BLOCK];
         float *const to = taken == BLOCK ? out : whole;
 #pragma GCC unroll 8
-        for (int lanes = 0; lanes < BLOCK; lanes += LANES) {
-            const float_lanes some = decode_lanes(b, lanes, storage);
-            memcpy(to + lanes, &some, sizeof some);
-        }
+        for (int lanes = 0; lanes < BLOCK; lanes += LANES)
+            store_lanes(to + lanes, decode_lanes(b, lanes, storage));
         if (taken < BLOCK)
             memcpy(out, whole + skipped, (size_t)taken * sizeof *out);
         out += taken;

@@ -68,15 +68,12 @@ INLINE void stored_dots(float *restrict c, const float *restrict bias, const flo
         for (int j = 0; j < DOT_COLS; j++) {
             const block b = block_at(lines + j * line_bytes, k, storage);
 #pragma GCC unroll 8
-            for (int first = 0; first < BLOCK; first += LANES) {
-                float_lanes of_a;
-                memcpy(&of_a, a + k + first, sizeof of_a);
-                sum[j] += of_a * decode_lanes(b, first, storage);
-            }
+            for (int first = 0; first < BLOCK; first += LANES)
+                sum[j] += load_lanes(a + k + first) * decode_lanes(b, first, storage);
         }
     for (int j = 0; j < DOT_COLS; j++) {
         float parts[LANES];
-        memcpy(parts, &sum[j], sizeof parts);
+        store_lanes(parts, sum[j]);
         const float total = total_of(parts);
         c[j] = bias ? bias[j] + total : total;
     }

@@ -17,24 +17,29 @@ static inline __attribute__((always_inline)) void tile(
     const int rows, float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,
     const float *restrict a, const float *restrict b, ptrdiff_t b_stride, ptrdiff_t depth)
 {
-    float acc[TILE_ROWS][TILE_COLS];
+    float_lanes acc[TILE_ROWS][TILE_LANES];
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; i++)
-#pragma omp simd
-        for (int j = 0; j < TILE_COLS; j++)
-            acc[i][j] = 0.0f;
+    for (int i = 0; i < rows; i++) {
+        /* c is wanted once the sum is there, and mostly not in the first cache by itself. */
+        __builtin_prefetch(c + i * c_stride, 1);
+        __builtin_prefetch(c + i * c_stride + TILE_COLS - 1, 1);
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE_LANES; j++)
+            acc[i][j] = (float_lanes){0};
+    }
     for (ptrdiff_t k = 0; k < depth; k++) {
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++)
-#pragma omp simd
-            for (int j = 0; j < TILE_COLS; j++)
-                acc[i][j] += a[i * TILE_STRIDE + k] * b[k * b_stride + j];
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE_LANES; j++)
+                acc[i][j] += a[i * TILE_STRIDE + k] * load_lanes(b + k * b_stride + j * LANES);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
-#pragma omp simd
-        for (int j = 0; j < TILE_COLS; j++)
-            c[i * c_stride + j] = start[i * start_stride + j] + acc[i][j];
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE_LANES; j++)
+            store_lanes(c + i * c_stride + j * LANES,
+                        load_lanes(start + i * start_stride + j * LANES) + acc[i][j]);
 }
 
 typedef void tile_function(float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,
@@ -103,6 +108,17 @@ static void copy_tile(float *tile_a, const product *p, ptrdiff_t i, ptrdiff_t ro
                   k1 - p->first.k, p->second.scale);
 }
 
+/* Ask for a part of the next tile's rows while this one is swept over one panel of several: the rows lie too far apart
+ * for the hardware to foresee them. */
+static void fetch_rows(view a, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t panel, ptrdiff_t panels)
+{
+    enum { LINE = 16 };         /* floats of a cache line */
+    const ptrdiff_t lines = ceil_div(k1 - k0, LINE);
+    for (ptrdiff_t i = i0; i < i1; i++)
+        for (ptrdiff_t line = panel * lines / panels; line < (panel + 1) * lines / panels; line++)
+            __builtin_prefetch(line_of(a, i) + k0 + line * LINE, 0, 2);
+}
+
 /* Rows of a tile: as many as fit, but 8 rows as 4 + 4 and not as 6 + 2, since a low tile has too few sums in
  * flight to hide the time of one. */
 static ptrdiff_t tile_height(const product *p)
@@ -118,6 +134,8 @@ static void block(const product *p, rect where, ptrdiff_t k0, ptrdiff_t k1, int 
     const ptrdiff_t depth = k1 - k0, panel_size = direct ? 0 : depth * TILE_COLS;
     const ptrdiff_t whole = where.j1 - (where.j1 - where.j0) % TILE_COLS;
     const ptrdiff_t start_stride = go_on ? p->n : 0, height = tile_height(p);
+    const ptrdiff_t n_panels = ceil_div(where.j1 - where.j0, TILE_COLS);
+    const int fetch = !direct && !p->first.a.transposed && k1 <= p->first.k;
     const segment *const source = k0 < p->first.k ? &p->first : &p->second;
     const float *in_place = NULL;
 
@@ -132,6 +150,9 @@ static void block(const product *p, rect where, ptrdiff_t k0, ptrdiff_t k1, int 
             float *const c = p->c + i * p->n + j;
             const float *const panel = panels + (j - where.j0) / TILE_COLS * panel_size;
             const float *const start = go_on ? c : p->bias ? p->bias + j : zeros;
+            if (fetch)
+                fetch_rows(p->first.a, i + rows, smaller(i + rows + height, where.i1), k0, k1,
+                           (j - where.j0) / TILE_COLS, n_panels);
             if (j >= whole)
                 edge_tile(rows, where.j1 - j, c, p->n, start, start_stride, tile_a, panel, depth);
             else if (in_place)
@@ -148,7 +169,8 @@ static void block(const product *p, rect where, ptrdiff_t k0, ptrdiff_t k1, int 
 static void packed_product(const product *p, rect where, float *scratch)
 {
     const ptrdiff_t first = p->first.k, depth = first + p->second.k;
-    const ptrdiff_t block_depth = first ? ceil_div(first, ceil_div(first, BLOCK_K)) : BLOCK_K;
+    const ptrdiff_t even_depth = first ? ceil_div(first, ceil_div(first, BLOCK_K)) : BLOCK_K;
+    const ptrdiff_t block_depth = ceil_div(even_depth, ALIGN_K) * ALIGN_K;
     ptrdiff_t k = 0;
     do {
         ptrdiff_t end = k < first ? smaller(k + block_depth, first) : smaller(k + BLOCK_K, depth);

@@ -7,6 +7,8 @@
 #define MINILORA_INTERNAL_H
 
 #include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 
 #ifdef MINILORA_SUFFIX
 #define MINILORA_JOIN_(name, suffix) name##suffix
@@ -75,10 +77,13 @@ enum { LANES = 4, TILE_ROWS = 4, TILE_COLS = 8, DOT_ROWS = 2, DOT_COLS = 4 };
 #endif
 
 enum {
+    TILE_LANES = TILE_COLS / LANES,
     /* A block of the right-hand side, BLOCK_K * BLOCK_N floats, stays in the second-level cache while
      * all rows pass over it; TILE_ROWS * BLOCK_K floats of the left stay in the first. */
-    BLOCK_K = 384,
-    BLOCK_N = 448,
+    BLOCK_K = 320,
+    BLOCK_N = 576,
+    /* Blocks start at multiples of this, where the blocks of a stored weight start too. */
+    ALIGN_K = 32,
     /* Distance between the rows of a copied left-hand tile: a constant, so that one register addresses
      * all of them, and an odd number of cache lines, so that they do not compete for one cache set. */
     TILE_STRIDE = BLOCK_K + 16,
@@ -101,6 +106,19 @@ enum {
 
 static inline ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
+
+/* A vector register of floats, and one of 32-bit whole numbers. */
+typedef float float_lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t whole_lanes __attribute__((vector_size(4 * LANES)));
+
+static inline float_lanes load_lanes(const float *at)
+{
+    float_lanes value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static inline void store_lanes(float *at, float_lanes value) { memcpy(at, &value, sizeof value); }
 
 /* A matrix where it lies: element (i, j) is number j of line i, or number i of line j if transposed; lines are
  * `stride` elements long, and storage says how an element is stored (only a frozen weight is not float32). */

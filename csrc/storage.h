@@ -8,17 +8,11 @@
 
 #include "internal.h"
 
-#include <stdint.h>
-#include <string.h>
-
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-
-typedef float float_lanes __attribute__((vector_size(4 * LANES)));
-typedef int32_t whole_lanes __attribute__((vector_size(4 * LANES)));
 
 enum { BLOCK = 32 };
 

@@ -408,12 +408,12 @@ static void check_few(void)
     check_all_of(50, 37, 70, 8);
     check_all_of(61, 7, 129, 16);
     check_all_of(20, 20, 769, 16);
-    check_all_of(21, 470, 20, 8);
+    check_all_of(21, 600, 20, 8);
     check_all_of(3, 470, 70, 40);
     check_all_of(2, 4200, 3, 1);
     check_all_of(18, 19, 20, 400);
     check_all_of(49, 20, 400, 8);
-    check_all_of(49, 470, 384, 8);
+    check_all_of(49, 600, 320, 8);
     check_needs((problem){33, 70, 50, 8, 1, 0, 0, 0, MINILORA_F32});
     check_infinity_stays_in_its_column((problem){40, 37, 50, 8, 0, 1, 0, 0, MINILORA_F32});
 }
@@ -442,8 +442,8 @@ static void check_isa(void)
     check_all_of(18, 19, 20, 400);
     check_all_of(131, 330, 390, 8);
     check_all_of(400, 65, 33, 130);
-    check_all_of(49, 470, 384, 8);
-    check_all_of(50, 500, 800, 17);
+    check_all_of(49, 600, 320, 8);
+    check_all_of(50, 620, 700, 17);
     for (int layout = 0; layout < 2; layout++) {
         check_needs((problem){33, 70, 50, 8, layout, 0, 0, 0, MINILORA_F32});
         check_needs((problem){3, 70, 50, 20, layout, 0, 0, 0, MINILORA_F32});

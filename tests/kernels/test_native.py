@@ -42,7 +42,7 @@ def native_backward(*arguments, threads=2):
 
 # 0, 1, odd, the edges of every tile (4, 6, 8, 14, 16, 32), both sides of the limits between paths, longer than a block.
 sizes = st.sampled_from([0, 1, 2, 3, 5, 7, 13, 14, 15, 16, 17, 31, 32, 33, 48, 49, 65, 130]) | st.integers(0, 80)
-lengths = sizes | st.sampled_from([383, 384, 385, 769])
+lengths = sizes | st.sampled_from([319, 320, 321, 641])
 
 
 @st.composite
@@ -125,7 +125,7 @@ def test_backward_is_within_the_rounding_bound(problem):
 @native_only
 @pytest.mark.parametrize("transposed", [False, True], ids=["W (K, N)", "W (N, K)"])
 @pytest.mark.parametrize("rank", [8, 400])
-@pytest.mark.parametrize(("rows", "k"), [(1, 576), (5, 576), (60, 576), (140, 1536), (60, 384), (60, 380)])
+@pytest.mark.parametrize(("rows", "k"), [(1, 576), (5, 576), (60, 576), (140, 1536), (60, 320), (60, 316)])
 def test_an_adapter_whose_b_is_zero_gives_the_bits_of_the_plain_layer(rows, k, rank, transposed):
     n = 331
     rng = np.random.default_rng(0)
@@ -153,7 +153,7 @@ def test_a_zero_adapter_changes_no_bit_of_a_product_cut_into_several_calls(monke
 
 @native_only
 def test_a_long_sum_is_rounded_by_blocks_and_not_as_one_chain():
-    # Roundings add up as a random walk: 1536 in a row are off by twice what 384 are. Here every term is positive,
+    # Roundings add up as a random walk: 1536 in a row are off by twice what 320 are. Here every term is positive,
     # so that the walk's steps are eps/2 of the sum so far, and a block's are smaller by as much as it is shorter.
     rng = np.random.default_rng(0)
     x, w = rng.random((140, 1536), dtype=np.float32), rng.random((1536, 192), dtype=np.float32)
