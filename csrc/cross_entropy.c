@@ -156,19 +156,24 @@ typedef struct {
 
 static ptrdiff_t round_up(ptrdiff_t floats) { return ceil_div(floats, ALIGN / 4) * (ALIGN / 4); }
 
+static ptrdiff_t most_rows(ptrdiff_t n)
+{
+    const ptrdiff_t held = HELD_LOGITS / (n > 0 ? n : 1);
+    return held < LEAST_ROWS ? LEAST_ROWS : smaller(held, MOST_ROWS);
+}
+
 /* Equal chunks, as few as the limits allow. */
 static ptrdiff_t chunk_rows(ptrdiff_t m, ptrdiff_t n)
 {
-    const ptrdiff_t held = HELD_LOGITS / (n > 0 ? n : 1);
-    const ptrdiff_t most = held < LEAST_ROWS ? LEAST_ROWS : smaller(held, MOST_ROWS);
-    return m > 0 ? ceil_div(m, ceil_div(m, most)) : 1;
+    return m > 0 ? ceil_div(m, ceil_div(m, most_rows(n))) : 1;
 }
 
 size_t minilora_linear_cross_entropy_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int n_threads)
 {
     (void)k;
     const ptrdiff_t threads = n_threads < 1 ? 1 : n_threads;
-    return ALIGN + sizeof(float) * (size_t)(round_up(chunk_rows(m, n) * n) + threads * round_up(SCRATCH));
+    const ptrdiff_t rows = smaller(m, most_rows(n));    /* not those of a chunk, which fewer rows may have more of */
+    return ALIGN + sizeof(float) * (size_t)(round_up(rows * n) + threads * round_up(SCRATCH));
 }
 
 static void compute_share(const product *p, int part, int parts, float *scratch)

@@ -350,7 +350,7 @@ void minilora_cross_entropy_backward_f32(float *grad_logits,
                                          ptrdiff_t m, ptrdiff_t n, int n_threads);
 
 /* Bytes of workspace that one call of minilora_linear_cross_entropy_f32 needs: room for the logits of some hundred
- * rows, whatever m, at most 64 MiB as long as n is below a million, and 0.8 MB a thread. */
+ * rows, at most 64 MiB as long as n is below a million, and 0.8 MB a thread.  It never shrinks as m grows. */
 size_t minilora_linear_cross_entropy_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int n_threads);
 
 /* The losses of logits = x . W and their gradients, each only where its pointer is not NULL.
