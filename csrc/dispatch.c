@@ -103,7 +103,19 @@
        const int64_t *labels, void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int accumulate, int w_layout,   \
        int w_storage, int n_threads),                                                                                 \
       (losses, grad_x, grad_w, x, w, factors, labels, workspace, m, n, k, accumulate, w_layout, w_storage,            \
-       n_threads))
+       n_threads))                                                                                                    \
+    K(void, adamw_f32,                                                                                                \
+      (float *const *weights, float *const *means, float *const *squares, const float *const *grads,                  \
+       const float *rates, const float *roots, const ptrdiff_t *sizes, ptrdiff_t count, float keep, float mean_share, \
+       float square_keep, float square_share, float eps, int n_threads),                                              \
+      (weights, means, squares, grads, rates, roots, sizes, count, keep, mean_share, square_keep, square_share, eps,  \
+       n_threads))                                                                                                    \
+    K(size_t, square_sum_workspace_f32, (const ptrdiff_t *sizes, ptrdiff_t count), (sizes, count))                    \
+    K(double, square_sum_f32,                                                                                         \
+      (const float *const *arrays, double *workspace, const ptrdiff_t *sizes, ptrdiff_t count, int n_threads),        \
+      (arrays, workspace, sizes, count, n_threads))                                                                   \
+    K(void, scale_f32, (float *const *arrays, const ptrdiff_t *sizes, ptrdiff_t count, float scale, int n_threads),   \
+      (arrays, sizes, count, scale, n_threads))
 
 #define FIELD(type, name, parameters, arguments) type(*name) parameters;
 typedef struct {

@@ -58,6 +58,10 @@
 #define minilora_cross_entropy_backward_f32 MINILORA_NAME(minilora_cross_entropy_backward_f32)
 #define minilora_linear_cross_entropy_workspace_f32 MINILORA_NAME(minilora_linear_cross_entropy_workspace_f32)
 #define minilora_linear_cross_entropy_f32 MINILORA_NAME(minilora_linear_cross_entropy_f32)
+#define minilora_adamw_f32 MINILORA_NAME(minilora_adamw_f32)
+#define minilora_square_sum_workspace_f32 MINILORA_NAME(minilora_square_sum_workspace_f32)
+#define minilora_square_sum_f32 MINILORA_NAME(minilora_square_sum_f32)
+#define minilora_scale_f32 MINILORA_NAME(minilora_scale_f32)
 #endif
 
 #include "minilora.h"

@@ -375,6 +375,38 @@ void minilora_linear_cross_entropy_f32(float *losses, float *grad_x, float *grad
                                        void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,
                                        int accumulate, int w_layout, int w_storage, int n_threads);
 
+/* What an optimiser does, to `count` arrays in one call: array a has sizes[a] elements.  No array overlaps one that is
+ * written, but for those of one parameter's that are read only.
+ *
+ * One step of AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2), element by element:
+ *
+ *   mean    = mean + (grad - mean) * mean_share
+ *   square  = square * square_keep + grad * grad * square_share
+ *   weight  = weight * keep - rate * (mean / (sqrt(square) / root + eps))
+ *
+ * weights, means, squares  in and out
+ * grads                    in
+ * rates         in  (count)  lr / (1 - beta1^step); steps may differ between parameters
+ * roots         in  (count)  sqrt(1 - beta2^step)
+ * keep          1 - lr * weight_decay
+ * mean_share    1 - beta1
+ * square_keep   beta2
+ * square_share  1 - beta2
+ *
+ * A line is computed as it stands, each operation rounded once or fused with the next. */
+void minilora_adamw_f32(float *const *weights, float *const *means, float *const *squares, const float *const *grads,
+                        const float *rates, const float *roots, const ptrdiff_t *sizes, ptrdiff_t count,
+                        float keep, float mean_share, float square_keep, float square_share, float eps,
+                        int n_threads);
+
+/* The sum of the squares of all elements, in double precision; workspace: minilora_square_sum_workspace_f32 bytes. */
+size_t minilora_square_sum_workspace_f32(const ptrdiff_t *sizes, ptrdiff_t count);
+double minilora_square_sum_f32(const float *const *arrays, double *workspace, const ptrdiff_t *sizes, ptrdiff_t count,
+                               int n_threads);
+
+/* Multiply every element by scale, in place. */
+void minilora_scale_f32(float *const *arrays, const ptrdiff_t *sizes, ptrdiff_t count, float scale, int n_threads);
+
 /* Instruction sets.  The sources are compiled once for each, and dispatch.c routes the functions above
  * to the chosen one.  Index 0 is the baseline, which always runs; later ones are faster.  A program
  * that compiles the sources itself for one machine leaves dispatch.c out and has none of these; build.mk

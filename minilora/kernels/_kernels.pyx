@@ -1,5 +1,6 @@
 """Thin wrappers of csrc/minilora.h: check the sizes, release the GIL, call. minilora/kernels/native.py calls them."""
 
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
 
 from minilora.errors import ShapeError
@@ -16,6 +17,7 @@ from minilora.kernels.minilora cimport (
     minilora_attention_backward_f32,
     minilora_attention_forward_f32,
     minilora_attention_workspace_f32,
+    minilora_adamw_f32,
     minilora_compiler,
     minilora_cross_entropy_backward_f32,
     minilora_cross_entropy_forward_f32,
@@ -46,6 +48,9 @@ from minilora.kernels.minilora cimport (
     minilora_rotary_f32,
     minilora_embedding_forward_f32,
     minilora_embedding_backward_f32,
+    minilora_scale_f32,
+    minilora_square_sum_f32,
+    minilora_square_sum_workspace_f32,
 )
 
 cdef extern from "pthread.h" nogil:
@@ -805,3 +810,67 @@ def linear_cross_entropy(float[::1] losses not None, float[:, ::1] grad_x, float
     with nogil:
         minilora_linear_cross_entropy_f32(losses0, grad_x0, grad_w0, x0, w0, factors0, labels0, &workspace[0],
                                           m, n, k, accumulate, layout, storage, n_threads)
+
+
+def addresses(list arrays not None, size_t[::1] at not None, ptrdiff_t[::1] sizes not None, bint writable) -> None:
+    """The address of each array's first element, and how many floats it holds; BufferError where one does not fit.
+
+    The addresses are good for as long as the arrays live.
+    """
+    cdef Py_buffer buffer
+    cdef ptrdiff_t i
+    expect_length("addresses", "at", at.shape[0], len(arrays), "arrays")
+    expect_length("addresses", "sizes", sizes.shape[0], len(arrays), "arrays")
+    for i in range(len(arrays)):
+        PyObject_GetBuffer(arrays[i], &buffer, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE if writable else PyBUF_C_CONTIGUOUS)
+        at[i] = <size_t>buffer.buf
+        sizes[i] = buffer.len // <ptrdiff_t>sizeof(float)
+        PyBuffer_Release(&buffer)
+
+
+def adamw(const size_t[:, ::1] at not None, const float[:, ::1] factors not None,
+          const ptrdiff_t[::1] sizes not None, float keep, float mean_share, float square_keep, float square_share,
+          float eps, int n_threads):
+    """One step; at holds the addresses of weights, means, squares and gradients, factors the rates and the roots."""
+    cdef ptrdiff_t count = sizes.shape[0]
+    expect("adamw", "at", at.shape[0], at.shape[1], 4, count, "(4, arrays)")
+    expect("adamw", "factors", factors.shape[0], factors.shape[1], 2, count, "(2, arrays)")
+    if count == 0:
+        return
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_adamw_f32(<float **>&at[0, 0], <float **>&at[1, 0], <float **>&at[2, 0], <const float **>&at[3, 0],
+                           &factors[0, 0], &factors[1, 0], &sizes[0], count,
+                           keep, mean_share, square_keep, square_share, eps, n_threads)
+
+
+def square_sum_workspace(const ptrdiff_t[::1] sizes not None) -> int:
+    return minilora_square_sum_workspace_f32(&sizes[0], sizes.shape[0]) if sizes.shape[0] else 0
+
+
+def square_sum(const size_t[::1] at not None, double[::1] workspace not None, const ptrdiff_t[::1] sizes not None,
+               int n_threads) -> float:
+    """The sum of the squares of all elements of the arrays at these addresses."""
+    cdef ptrdiff_t count = sizes.shape[0]
+    cdef double total
+    expect_length("square_sum", "at", at.shape[0], count, "arrays")
+    if count == 0:
+        return 0.0
+    if <size_t>workspace.shape[0] * sizeof(double) < minilora_square_sum_workspace_f32(&sizes[0], count):
+        raise ValueError(f"square_sum: workspace has {workspace.shape[0]} numbers, need more")
+    cdef double *space = &workspace[0] if workspace.shape[0] > 0 else NULL
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        total = minilora_square_sum_f32(<const float **>&at[0], space, &sizes[0], count, n_threads)
+    return total
+
+
+def scale(const size_t[::1] at not None, const ptrdiff_t[::1] sizes not None, float factor, int n_threads):
+    """Multiply the arrays at these addresses, in place."""
+    cdef ptrdiff_t count = sizes.shape[0]
+    expect_length("scale", "at", at.shape[0], count, "arrays")
+    if count == 0:
+        return
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_scale_f32(<float **>&at[0], &sizes[0], count, factor, n_threads)

@@ -110,6 +110,17 @@ cdef extern from "minilora.h" nogil:
                                            ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,
                                            int accumulate, int w_layout, int w_storage, int n_threads)
 
+    void minilora_adamw_f32(float **weights, float **means, float **squares, const float **grads,
+                            const float *rates, const float *roots, const ptrdiff_t *sizes, ptrdiff_t count,
+                            float keep, float mean_share, float square_keep, float square_share, float eps,
+                            int n_threads)
+
+    size_t minilora_square_sum_workspace_f32(const ptrdiff_t *sizes, ptrdiff_t count)
+    double minilora_square_sum_f32(const float **arrays, double *workspace, const ptrdiff_t *sizes,
+                                   ptrdiff_t count, int n_threads)
+
+    void minilora_scale_f32(float **arrays, const ptrdiff_t *sizes, ptrdiff_t count, float scale, int n_threads)
+
     int minilora_isa_count()
     const char *minilora_isa_name(int index)
     int minilora_isa_runs_here(int index)

@@ -16,6 +16,10 @@ from minilora.kernels.frozen import FrozenWeight
 # apart even on one slow core: 5e9 (10 GFLOP) is 0.25 s at 40 GFLOP/s, which AVX2 cores reach.
 CALL_WORK = 5e9
 BASELINE_CALL_WORK = 2e9
+# Elements of one call of an optimiser's kernel, which reads and writes 28 bytes of each: 0.3 s at 5 GB/s.
+CALL_FLOATS = 1 << 26
+
+_SINGLE = np.dtype(np.float32)
 
 _own = threading.local()
 
@@ -568,3 +572,79 @@ def linear_cross_entropy(
     except (TypeError, ValueError, IndexError):
         _complain("linear_cross_entropy", w, {"x": (x, "M, K"), "factors": (factors, "M")})
         raise
+
+
+def takes(array: np.ndarray, *, writable: bool) -> bool:
+    """Say whether ``adamw``, ``square_sum`` and ``scale`` can read this array where it lies, or write it."""
+    flags = array.flags
+    return array.dtype == _SINGLE and flags.c_contiguous and flags.aligned and (flags.writeable or not writable)
+
+
+def overlap(arrays: list[np.ndarray]) -> bool:
+    """Say whether two of the arrays share memory; then their order matters, and threads would keep none."""
+    at, sizes = _addresses(arrays, writable=False)
+    order = np.argsort(at, kind="stable")
+    ends = at + _SINGLE.itemsize * sizes.astype(np.uintp)
+    return bool(np.any(ends[order[:-1]] > at[order[1:]]))
+
+
+def _addresses(arrays: list[np.ndarray], *, writable: bool) -> tuple[np.ndarray, np.ndarray]:
+    at, sizes = np.empty(len(arrays), np.uintp), np.empty(len(arrays), np.intp)
+    _kernels.addresses(arrays, at, sizes, writable)
+    return at, sizes
+
+
+def _calls(at: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Cut arrays at addresses (*, arrays) into parts for calls of about CALL_FLOATS elements, at fixed places.
+
+    Yields the addresses and the sizes of a call's parts, and which array each is of.
+    """
+    cuts = np.maximum(-(-sizes // CALL_FLOATS), 1)
+    which = np.repeat(np.arange(len(sizes)), cuts)
+    start = CALL_FLOATS * (np.arange(len(which)) - np.repeat(np.cumsum(cuts) - cuts, cuts))
+    lengths = np.minimum(sizes[which] - start, CALL_FLOATS)
+    parts = at[..., which] + (_SINGLE.itemsize * start).astype(np.uintp)
+    call = np.cumsum(lengths) // CALL_FLOATS
+    for group in np.split(np.arange(len(which)), np.flatnonzero(np.diff(call)) + 1):
+        yield np.ascontiguousarray(parts[..., group]), lengths[group], which[group]
+
+
+def adamw(
+    weights: list[np.ndarray],
+    means: list[np.ndarray],
+    squares: list[np.ndarray],
+    grads: list[np.ndarray],
+    factors: np.ndarray,
+    keep: float,
+    mean_share: float,
+    square_keep: float,
+    square_share: float,
+    eps: float,
+    n_threads: int,
+) -> None:
+    """Move weights, means and squares by one step of AdamW; csrc/minilora.h has the rule and the scalars.
+
+    factors  (2, arrays)  float32: for each parameter lr / (1 - beta1^step) and sqrt(1 - beta2^step)
+    """
+    written = [_addresses(arrays, writable=True) for arrays in (weights, means, squares)]
+    at, sizes = zip(*written, _addresses(grads, writable=False), strict=True)
+    if any(np.any(other != sizes[0]) for other in sizes[1:]):
+        raise ShapeError("adamw: a weight, its mean, its square and its gradient differ in size")
+    for parts, lengths, which in _calls(np.stack(at), sizes[0]):
+        scalars = keep, mean_share, square_keep, square_share, eps
+        _kernels.adamw(parts, np.ascontiguousarray(factors[:, which]), lengths, *scalars, n_threads)
+
+
+def square_sum(arrays: list[np.ndarray], n_threads: int) -> float:
+    """Return the sum of the squares of all elements, in float64."""
+    total = 0.0
+    for parts, lengths, _ in _calls(*_addresses(arrays, writable=False)):
+        space = np.empty(-(-_kernels.square_sum_workspace(lengths) // 8))
+        total += _kernels.square_sum(parts, space, lengths, n_threads)
+    return total
+
+
+def scale(arrays: list[np.ndarray], factor: float, n_threads: int) -> None:
+    """Multiply every element by ``factor``, in place."""
+    for parts, lengths, _ in _calls(*_addresses(arrays, writable=True)):
+        _kernels.scale(parts, lengths, factor, n_threads)

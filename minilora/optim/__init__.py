@@ -1,4 +1,4 @@
-"""Optimisers, learning-rate schedules and gradient clipping: plain NumPy on ``.data`` and ``.grad``."""
+"""Optimisers, learning-rate schedules and gradient clipping, on ``.data`` and ``.grad`` of many Tensors."""
 
 from __future__ import annotations
 

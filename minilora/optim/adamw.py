@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minilora import kernels
 from minilora.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:  # an optimiser needs .data and .grad of a Tensor and nothing of the engine
@@ -64,9 +65,37 @@ class AdamW:
                     f"AdamW.step: the gradient of parameter {i} has shape {param.grad.shape}, the parameter "
                     f"has {param.data.shape}; was its .data replaced after backward()?"
                 )
-        for i, param in enumerate(self.params):
-            if param.grad is not None:
-                self._move(i, param.writable(), param.grad)
+        grads = {i: param.grad for i, param in enumerate(self.params) if param.grad is not None}
+        weights = {i: self.params[i].writable() for i in grads}
+        together = self._taken_by_kernel(weights, grads) if kernels.use_native() else []
+        if together:
+            self._move_together(together, weights, grads)
+        for i in grads.keys() - set(together):
+            self._move(i, weights[i], grads[i])
+
+    def _taken_by_kernel(self, weights: dict[int, np.ndarray], grads: dict[int, np.ndarray]) -> list[int]:
+        """The parameters that the compiled kernel moves, all at once: float32, contiguous, each in its own memory."""
+        native = kernels.compiled()
+        taken = [
+            i for i in grads
+            if self._mean[i].dtype == np.float32
+            and native.takes(weights[i], writable=True) and native.takes(grads[i], writable=False)
+        ]  # fmt: skip
+        return [] if native.overlap([arrays[i] for arrays in (weights, grads) for i in taken]) else taken
+
+    def _move_together(self, taken: list[int], weights: dict[int, np.ndarray], grads: dict[int, np.ndarray]) -> None:
+        """What ``_move`` does, for many parameters in one call."""
+        beta1, beta2 = self.betas
+        for i in taken:
+            self._count[i] += 1
+        corrections = [(1.0 - beta1 ** self._count[i], 1.0 - beta2 ** self._count[i]) for i in taken]
+        factors = [[self.lr / first for first, _ in corrections], [math.sqrt(second) for _, second in corrections]]
+        kernels.compiled().adamw(
+            *([arrays[i] for i in taken] for arrays in (weights, self._mean, self._square, grads)),
+            np.array(factors, np.float32),
+            keep=1.0 - self.lr * self.weight_decay, mean_share=1.0 - beta1,
+            square_keep=beta2, square_share=1.0 - beta2, eps=self.eps, n_threads=kernels.threads(),
+        )  # fmt: skip
 
     def _move(self, i: int, weight: np.ndarray, grad: np.ndarray) -> None:
         beta1, beta2 = self.betas

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minilora import kernels
 from minilora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,8 +29,24 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> float:
     if not max_norm > 0:
         raise ConfigError(f"clip_grad_norm: max_norm is {max_norm}, wanted a number > 0 (inf: measure only)")
     grads = [param.grad for param in params if param.grad is not None]
-    norm = math.sqrt(sum(float(np.sum(np.square(grad, dtype=np.float64))) for grad in grads))
+    together = _taken_by_kernel(grads) if kernels.use_native() else []
+    taken = set(map(id, together))
+    others = [grad for grad in grads if id(grad) not in taken]
+    squares = sum(float(np.sum(np.square(grad, dtype=np.float64))) for grad in others)
+    if together:
+        squares += kernels.compiled().square_sum(together, kernels.threads())
+    norm = math.sqrt(squares)
     if math.isfinite(norm) and norm + 1e-6 > max_norm:
-        for grad in grads:
-            grad *= max_norm / (norm + 1e-6)
+        factor = max_norm / (norm + 1e-6)
+        if together:
+            kernels.compiled().scale(together, factor, kernels.threads())
+        for grad in others:
+            grad *= factor
     return norm
+
+
+def _taken_by_kernel(grads: list[np.ndarray]) -> list[np.ndarray]:
+    """The gradients that the compiled kernel measures and scales, all at once: float32, contiguous, none in another."""
+    native = kernels.compiled()
+    taken = [grad for grad in grads if native.takes(grad, writable=True)]
+    return [] if native.overlap(taken) else taken
