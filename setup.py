@@ -19,7 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-SOURCES = ["team", "gemm", "pack", "dot", "lora"]  # compiled once per instruction set; dispatch.c only once
+SOURCES = ["team", "gemm", "pack", "dot", "lora", "roofline"]  # compiled once per instruction set; dispatch.c only once
 CSRC = Path("csrc")
 DEBUG = os.environ.get("MINILORA_DEBUG", "") == "1"
 REQUIRED = os.environ.get("MINILORA_REQUIRE_KERNELS", "") == "1"

@@ -22,7 +22,9 @@
        const float *w, const float *a, const float *b, void *workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,        \
        ptrdiff_t r, float scale, int accumulate, int w_layout, int n_threads),                                        \
       (grad_x, grad_a, grad_b, grad, x, hidden, w, a, b, workspace, m, n, k, r, scale, accumulate, w_layout,          \
-       n_threads))
+       n_threads))                                                                                                    \
+    K(double, peak_fma_f32, (float *out, ptrdiff_t blocks, int n_threads), (out, blocks, n_threads))                  \
+    K(void, read_f32, (float *sums, const float *x, ptrdiff_t n, int n_threads), (sums, x, n, n_threads))
 
 #define FIELD(type, name, parameters, arguments) type(*name) parameters;
 typedef struct {

@@ -15,6 +15,8 @@
 #define minilora_lora_workspace_f32 MINILORA_NAME(minilora_lora_workspace_f32)
 #define minilora_lora_forward_f32 MINILORA_NAME(minilora_lora_forward_f32)
 #define minilora_lora_backward_f32 MINILORA_NAME(minilora_lora_backward_f32)
+#define minilora_peak_fma_f32 MINILORA_NAME(minilora_peak_fma_f32)
+#define minilora_read_f32 MINILORA_NAME(minilora_read_f32)
 #define minilora_team MINILORA_NAME(minilora_team)
 #define minilora_meet MINILORA_NAME(minilora_meet)
 #define minilora_transpose MINILORA_NAME(minilora_transpose)
