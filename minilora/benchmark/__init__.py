@@ -1,6 +1,6 @@
 """What this machine reaches: its limits, and the LoRA linear layer beside NumPy. `minilora bench` prints it."""
 
-from minilora.benchmark.compare import Checked, Limits, Settings, Timed, measure
+from minilora.benchmark.compare import Checked, Limits, Roofline, Settings, Timed, measure
 from minilora.benchmark.sides import Duel, Missing, Side, SideError, take_turns
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Duel",
     "Limits",
     "Missing",
+    "Roofline",
     "Settings",
     "Side",
     "SideError",

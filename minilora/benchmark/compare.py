@@ -118,6 +118,7 @@ def measure(settings: Settings) -> Iterator[dict[str, Any] | Limits | Checked | 
         for count in sorted({1, threads}):
             reads = {size: limits.call("read_bandwidth", nbytes=size, threads=count) for size in buffers}
             yield Limits(count, limits.call("peak_flops", threads=count), reads)
+        roofline = Roofline(limits, threads)
         for size in settings.sizes:
             kernel.make("ours", **asdict(size))
             by_hand.make("numpy_by_hand", **asdict(size))
@@ -129,17 +130,38 @@ def measure(settings: Settings) -> Iterator[dict[str, Any] | Limits | Checked | 
                 raise SideError(f"the kernel and NumPy in a process of its own disagree at {size}")
             for part in PARTS:
                 duel = Duel(*take_turns([kernel, by_hand], part, rounds=settings.rounds, seconds=settings.seconds))
-                yield Timed(size, part, duel, *least_time(limits, threads, size.flops(part), size.nbytes(part)))
+                yield Timed(size, part, duel, *roofline.least(size.flops(part), size.nbytes(part)))
 
 
-def least_time(limits: Side, threads: int, flops: float, nbytes: int, buffer: int | None = None) -> tuple[float, str]:
-    """Return the least seconds that so much work can take, and which limit binds, both measured now.
+class Roofline:
+    """The least time that work can take here: by the FLOP/s or the bandwidth measured in this run, whichever binds.
 
-    buffer  bytes that are read again and again, which decide what cache they lie in; None: nbytes
+    Each limit is measured whenever it is asked for and only ever rises, since what a machine reached once it can.
+
+    side     made by machine.limits
+    threads  that the work may use
     """
-    compute = flops / limits.call("peak_flops", threads=threads)
-    stream = nbytes / limits.call("read_bandwidth", nbytes=buffer or nbytes, threads=threads)
-    return (compute, "FLOP/s") if compute >= stream else (stream, "bandwidth")
+
+    def __init__(self, side: Side, threads: int) -> None:
+        self._side, self._threads = side, threads
+        self._flops = 0.0
+        self._reads: dict[int, float] = {}
+
+    def peak_flops(self) -> float:
+        """FLOP/s."""
+        self._flops = max(self._flops, self._side.call("peak_flops", threads=self._threads))
+        return self._flops
+
+    def bandwidth(self, nbytes: int) -> float:
+        """Bytes a second read from a buffer of so many bytes, which decide the cache that it lies in."""
+        measured = self._side.call("read_bandwidth", nbytes=nbytes, threads=self._threads)
+        self._reads[nbytes] = max(self._reads.get(nbytes, 0.0), measured)
+        return self._reads[nbytes]
+
+    def least(self, flops: float, nbytes: int) -> tuple[float, str]:
+        """Return seconds and what binds, "FLOP/s" or "bandwidth"."""
+        compute, stream = flops / self.peak_flops(), nbytes / self.bandwidth(nbytes)
+        return (compute, "FLOP/s") if compute >= stream else (stream, "bandwidth")
 
 
 def agree(ours: list[list[float]], theirs: list[list[float]], tolerance: float = 1e-4) -> bool:
