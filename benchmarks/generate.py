@@ -91,14 +91,16 @@ def restore(llama: Any, storage: str) -> None:
     """Keep every matrix of the model in this storage."""
     import minilora as ml
 
+    def kept(stored: Any, transposed: bool) -> Any:
+        return ml.FrozenWeight.from_blocks(stored_as(stored, storage), storage, transposed=transposed)
+
     table = llama.model.embed_tokens
-    table.weight = ml.FrozenWeight.from_blocks(stored_as(table.weight.dequantize(), storage), storage, transposed=False)
+    table.weight = kept(table.weight.dequantize(), transposed=False)
     for name, module in llama.named_modules():
-        if isinstance(module, ml.nn.Linear):
-            if name == "lm_head":
-                module.weight = table.weight.T
-            else:
-                module.weight = ml.FrozenWeight.from_blocks(stored_as(module.weight.T.dequantize(), storage), storage)
+        if name == "lm_head":
+            module.weight = table.weight.T
+        elif isinstance(module, ml.nn.Linear):
+            module.weight = kept(module.weight.dequantize().T, transposed=True)  # type: ignore[union-attr]
 
 
 def transformers(model: str, threads: int) -> dict[str, Callable[[], Any]]:

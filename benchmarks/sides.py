@@ -216,16 +216,18 @@ class Bench:
         return self.roofline.least(flops, nbytes)[0] / seconds
 
 
+class Disagreement(Exception):
+    """Two sides computed different things, so that their times mean nothing."""
+
+
 def verify(what: str, values: Mapping[str, Any], tolerance: float) -> None:
-    """Stop where sides computed different things: numbers, or lists of them, beyond ``tolerance`` of the largest."""
+    """Raise Disagreement where the sides' numbers (or lists of them) differ by more than this share of the largest."""
     (first, expected), *others = ((name, list(_numbers(value))) for name, value in values.items())
     size = max(map(abs, expected))
     for name, found in others:
         worst = max(abs(a - b) for a, b in zip(expected, found, strict=True)) / size
         if not worst <= tolerance or not math.isfinite(size):
-            raise SystemExit(
-                f"{what}: {first} and {name} differ by {worst:.1e} of the largest value, allowed {tolerance}"
-            )
+            raise Disagreement(f"{what}: {first} and {name} differ by {worst:.1e} of the largest, allowed {tolerance}")
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -6,7 +6,6 @@ same tokens: the losses must agree step by step before the times mean anything.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -119,7 +118,7 @@ def peft(
 
 
 def rows(bench: Bench) -> Iterator[Row]:
-    for part in (against_peft, from_quantised, more_threads, from_the_start):
+    for part in (against_peft, from_quantised, more_threads):
         yield from part(bench)
         bench.close()
 
@@ -223,42 +222,3 @@ def more_threads(bench: Bench) -> Iterator[Row]:
     row.ours, row.theirs = f"{result.seconds('many'):.2f} s", f"1 thread {result.seconds('one'):.2f} s"
     row.figure, row.spread = (figures := result.ratio("many", "one"))["figure"], figures["spread"]
     yield row
-
-
-def from_the_start(bench: Bench) -> Iterator[Row]:
-    """Start each side's process three times; the first time only warms the page cache."""
-    import smollm2
-
-    model = str(smollm2.model_folder())
-    ready: dict[str, list[float]] = {"minilora": [], "PEFT": []}
-    done: dict[str, list[float]] = {"minilora": [], "PEFT": []}
-    losses: dict[str, float] = {}
-    lacks = ""
-    for number in range(1 if bench.short else 3):
-        for name, maker in (("minilora", "ours"), ("PEFT", "peft")):
-            rival = name == "PEFT"
-            began = time.perf_counter()
-            side = bench.enter(name, "step", rival=rival)
-            if side.make(maker, model=model, **({"threads": bench.threads} if rival else {})):
-                until_ready = time.perf_counter() - began
-                losses[name] = side.side.call("step")
-                if number or bench.short:
-                    ready[name].append(until_ready)
-                    done[name].append(time.perf_counter() - began)
-            lacks = lacks or side.lacks
-            bench.close()
-    verify("first step", losses, 1e-4)
-    for what, times, goal in (
-        ("process start to the end of the first step", done, 3.0),
-        ("process start to the first step", ready, 10.0),
-    ):
-        own, their = times["minilora"], times["PEFT"]
-        row = Row(what, ours=f"{min(own):.2f} s", theirs="PEFT", goal=goal, note=lacks)
-        if their:
-            ratios = sorted(b / a for a, b in zip(own, their, strict=True))
-            row.theirs, row.figure, row.spread = (
-                f"PEFT {min(their):.2f} s",
-                min(their) / min(own),
-                (ratios[0], ratios[-1]),
-            )
-        yield row

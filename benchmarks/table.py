@@ -22,9 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sides import ROOT, Bench, Row
+from sides import ROOT, Bench, Disagreement, Row
 
-SUBJECTS = ["rooflines", "linear", "mlp", "step", "generate", "encoder", "adapters", "demo"]
+SUBJECTS = ["rooflines", "linear", "mlp", "step", "start", "generate", "encoder", "adapters", "demo"]
 HEADER = ["what", "minilora", "against", "figure (range)", "goal", "roofline", "verdict"]
 RIVALS = ("torch", "transformers", "peft", "autograd", "mygrad")
 
@@ -70,10 +70,10 @@ def shown(rows: list[Row], markdown: bool) -> str:
     )
 
 
-def main() -> None:
+def main() -> int:
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="of every side (default: 2)")
+    parser.add_argument("--threads", type=int, default=2, help="of every side (default: 2, as in the goals)")
     parser.add_argument("--avx2", action="store_true", help="hold every side to AVX2")
     parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS, metavar="SUBJECT")
     parser.add_argument("--ours", default=sys.executable, metavar="PYTHON", help="interpreter that runs minilora")
@@ -84,15 +84,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to a file")
     options = parser.parse_args()
     isa = "x86-64-v3" if options.avx2 else None
-    began, rows = time.perf_counter(), []
+    from minilora.benchmark import SideError
+
+    began, rows, failed = time.perf_counter(), [], False
     settings = {"threads": options.threads, "isa": isa, "ours": options.ours, "rivals": options.rivals}
     with Bench(**settings, short=options.short, best=options.best) as bench:
         lines = introduction(bench)
         for name in options.only:
             started = time.perf_counter()
-            for row in importlib.import_module(name).rows(bench):
-                rows.append(row)
-                print("  ".join(row.cells()), file=sys.stderr, flush=True)
+            try:
+                for row in importlib.import_module(name).rows(bench):
+                    rows.append(row)
+                    print("  ".join(row.cells()), file=sys.stderr, flush=True)
+            except (Disagreement, SideError) as error:
+                failed = True
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
+                rows.append(Row(f"the rest of {name}", note=str(error)))
             bench.close()
             print(f"[{name}: {time.perf_counter() - started:.0f} s]", file=sys.stderr, flush=True)
     took = time.perf_counter() - began
@@ -102,7 +109,8 @@ def main() -> None:
     if options.json is not None:
         found = {"introduction": lines, "seconds": took, "rows": [row.facts() for row in rows]}
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
