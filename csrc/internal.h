@@ -18,6 +18,8 @@
 #define minilora_lora_forward_f32 MINILORA_NAME(minilora_lora_forward_f32)
 #define minilora_mixed_lora_forward_f32 MINILORA_NAME(minilora_mixed_lora_forward_f32)
 #define minilora_lora_backward_f32 MINILORA_NAME(minilora_lora_backward_f32)
+#define minilora_peak_fma_f32 MINILORA_NAME(minilora_peak_fma_f32)
+#define minilora_read_f32 MINILORA_NAME(minilora_read_f32)
 #define minilora_team MINILORA_NAME(minilora_team)
 #define minilora_meet MINILORA_NAME(minilora_meet)
 #define minilora_line_bytes MINILORA_NAME(minilora_line_bytes)

@@ -407,6 +407,20 @@ double minilora_square_sum_f32(const float *const *arrays, double *workspace, co
 /* Multiply every element by scale, in place. */
 void minilora_scale_f32(float *const *arrays, const ptrdiff_t *sizes, ptrdiff_t count, float scale, int n_threads);
 
+/* What this machine can do at most: the two limits that a benchmark measures kernels against.  The caller keeps the
+ * time, and repeats a call until it lasts long enough to be timed.
+ *
+ * peak_fma   multiply-adds whose operands stay in registers; the work is blocks * 12 * 4096 of them a lane of a vector.
+ *            Returns how many flops that were, two a multiply-add.
+ * out        in, out (blocks)   in: any finite number below 1e6, such as 0; out: a number of no meaning, positive
+ *
+ * read       reads a buffer, which costs an addition a float: sums[i] adds MINILORA_READ_CHUNK floats in a row.
+ * sums       out (ceil(n / MINILORA_READ_CHUNK))
+ * x          in  (n) */
+enum { MINILORA_FMA_STEPS = 4096, MINILORA_READ_CHUNK = 16384 };
+double minilora_peak_fma_f32(float *out, ptrdiff_t blocks, int n_threads);
+void minilora_read_f32(float *sums, const float *x, ptrdiff_t n, int n_threads);
+
 /* Instruction sets.  The sources are compiled once for each, and dispatch.c routes the functions above
  * to the chosen one.  Index 0 is the baseline, which always runs; later ones are faster.  A program
  * that compiles the sources itself for one machine leaves dispatch.c out and has none of these; build.mk

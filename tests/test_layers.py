@@ -21,13 +21,14 @@ LAYERS = {
     "ops": 3,
     "nn": 4, "optim": 4, "generate": 4, "graph": 4,
     "models": 5, "lora": 5,
-    "training": 6, "data": 6,
+    "training": 6, "data": 6, "benchmark": 6,
     "cli": 7, "serve": 7,
 }  # fmt: skip
 STRANGERS = {("lora", "models"), ("models", "lora")}  # of one layer, but neither may know the other
 TESTING = 5.5  # may import up to layer 5
 READS_ENVIRONMENT = ("kernels/__init__.py", "autograd/registry.py")
-OWN_PROCESS = {"tokenizer/render.py"}  # the main program of a child process, which talks through its pipes
+# The main programs of child processes, which talk through their pipes.
+OWN_PROCESS = {"tokenizer/render.py", "benchmark/sides.py"}
 REPORTS_AT_EXIT = {"graph/trace.py"}  # where the user set MINILORA_TRACE
 ENGINE_LINES = 400
 

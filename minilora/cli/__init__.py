@@ -18,6 +18,7 @@ VERBS = {
     "eval": "loss and perplexity on held-out examples",
     "info": "what this installation can do",
     "ops": "every differentiable operator",
+    "bench": "this machine's figures beside NumPy's",
 }
 FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
 

@@ -51,6 +51,9 @@ from minilora.kernels.minilora cimport (
     minilora_scale_f32,
     minilora_square_sum_f32,
     minilora_square_sum_workspace_f32,
+    MINILORA_READ_CHUNK,
+    minilora_peak_fma_f32,
+    minilora_read_f32,
 )
 
 cdef extern from "pthread.h" nogil:
@@ -874,3 +877,30 @@ def scale(const size_t[::1] at not None, const ptrdiff_t[::1] sizes not None, fl
     n_threads = min(n_threads, thread_limit)
     with nogil:
         minilora_scale_f32(<float **>&at[0], &sizes[0], count, factor, n_threads)
+
+
+def peak_fma(float[::1] out not None, int n_threads) -> float:
+    """Multiply and add in registers, some blocks of work in one call; return how many flops that were."""
+    if out.shape[0] == 0:
+        return 0.0
+    cdef double flops
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        flops = minilora_peak_fma_f32(&out[0], out.shape[0], n_threads)
+    return flops
+
+
+def read_chunks(ptrdiff_t n) -> int:
+    """Return how many sums read() gives for n floats."""
+    return (n + MINILORA_READ_CHUNK - 1) // MINILORA_READ_CHUNK
+
+
+def read(float[::1] sums not None, const float[::1] x not None, int n_threads):
+    """Read x once; sums[i] is the sum of one chunk of it."""
+    if sums.shape[0] != read_chunks(x.shape[0]):
+        raise ShapeError(f"read: sums is ({sums.shape[0]},), need ({read_chunks(x.shape[0])},)")
+    if x.shape[0] == 0:
+        return
+    n_threads = min(n_threads, thread_limit)
+    with nogil:
+        minilora_read_f32(&sums[0], &x[0], x.shape[0], n_threads)

@@ -121,6 +121,11 @@ cdef extern from "minilora.h" nogil:
 
     void minilora_scale_f32(float **arrays, const ptrdiff_t *sizes, ptrdiff_t count, float scale, int n_threads)
 
+    int MINILORA_READ_CHUNK
+
+    double minilora_peak_fma_f32(float *out, ptrdiff_t blocks, int n_threads)
+    void minilora_read_f32(float *sums, const float *x, ptrdiff_t n, int n_threads)
+
     int minilora_isa_count()
     const char *minilora_isa_name(int index)
     int minilora_isa_runs_here(int index)

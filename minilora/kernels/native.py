@@ -648,3 +648,18 @@ def scale(arrays: list[np.ndarray], factor: float, n_threads: int) -> None:
     """Multiply every element by ``factor``, in place."""
     for parts, lengths, _ in _calls(*_addresses(arrays, writable=True)):
         _kernels.scale(parts, lengths, factor, n_threads)
+
+
+def peak_fma(blocks: int, n_threads: int) -> float:
+    """Multiply and add in registers for some microseconds a block; return how many flops that were.
+
+    The time of such a call gives the most that this machine can compute with the chosen instruction set.
+    """
+    return _kernels.peak_fma(np.zeros(blocks, np.float32), n_threads)
+
+
+def read(x: np.ndarray, n_threads: int) -> np.ndarray:
+    """Read x (n,) float32 once, by adding it up; return the sums of its chunks."""
+    sums = np.empty(_kernels.read_chunks(x.shape[0]), np.float32)
+    _kernels.read(sums, x, n_threads)
+    return sums
