@@ -33,6 +33,7 @@ def ours(
     import numpy as np
 
     import minilora as ml
+    from minilora import kernels
 
     llama: Any = ml.load_model(model)
     found = llama.model.layers[0].mlp.up_proj.weight.storage
@@ -44,8 +45,8 @@ def ours(
     else:
         ml.load_adapter(llama, adapter, trainable=True)
     llama.train()
-    if checkpointing:
-        checkpoint_layers(llama)
+    llama.gradient_checkpointing = checkpointing
+    kernels.keep_freed_memory()  # as minilora.training does
     ids, labels = map(np.array, tokens(share))
     optimizer = ml.optim.AdamW(ml.adapter_parameters(llama), lr=1e-3)
 
@@ -65,24 +66,6 @@ def frozen_bytes(llama: Any) -> int:
 
     weights = [getattr(module, "weight", None) for _, module in llama.named_modules()]
     return sum(dict(w.memory for w in weights if isinstance(w, ml.FrozenWeight)).values())
-
-
-def checkpoint_layers(llama: Any) -> None:
-    """Keep for backward only the input of each layer."""
-    import minilora as ml
-
-    if hasattr(llama, "gradient_checkpointing"):
-        llama.gradient_checkpointing = True
-        return
-
-    kind = type(llama.model.layers[0])
-
-    class Checkpointed(kind):  # type: ignore[misc, valid-type]
-        def __call__(self, x: Any, **at: Any) -> Any:
-            return ml.checkpoint(lambda x: kind.__call__(self, x, **at), x)
-
-    for layer in llama.model.layers:
-        layer.__class__ = Checkpointed
 
 
 def peft(

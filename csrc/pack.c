@@ -76,14 +76,16 @@ static void pack_columns(float *restrict panel, view b, ptrdiff_t k0, ptrdiff_t 
 /* One line of a matrix, which is a row of every panel. */
 static void pack_line(float *restrict panels, ptrdiff_t panel_size, view b, ptrdiff_t k, ptrdiff_t j0, ptrdiff_t j1)
 {
-    for (ptrdiff_t j = j0; j < j1; j += TILE_COLS, panels += panel_size) {
-        if (b.storage != MINILORA_F32)
-            minilora_decode(panels, b, k, j, smaller(TILE_COLS, j1 - j));
-        else if (j1 - j >= TILE_COLS)
-            memcpy(panels, line_of(b, k) + j, TILE_COLS * sizeof *panels);
-        else
-            memcpy(panels, line_of(b, k) + j, (size_t)(j1 - j) * sizeof *panels);
-    }
+    float decoded[BLOCK_N + TILE_COLS];
+    const float *line = decoded;
+    if (b.storage == MINILORA_F32)
+        line = line_of(b, k) + j0;
+    else
+        minilora_decode(decoded, b, k, j0, j1 - j0);
+    for (; j1 - j0 >= TILE_COLS; j0 += TILE_COLS, panels += panel_size, line += TILE_COLS)
+        memcpy(panels, line, TILE_COLS * sizeof *panels);
+    if (j0 < j1)
+        memcpy(panels, line, (size_t)(j1 - j0) * sizeof *panels);
 }
 
 /* Terms [k0, k1) of one matrix; its lines are read from end to end, as memory likes it. */
@@ -103,7 +105,7 @@ void minilora_pack(float *panels, const product *p, ptrdiff_t k0, ptrdiff_t k1, 
 {
     const ptrdiff_t first = smaller(k0, p->first.k), middle = smaller(k1, p->first.k);
     const ptrdiff_t size = (k1 - k0) * TILE_COLS, cut = (j1 - j0) % TILE_COLS;
-    if (cut)            /* the padding must be finite: it is multiplied, though never stored */
+    if (cut)            /* the padding is multiplied, though never stored: subnormal numbers in it would be slow */
         memset(panels + (j1 - j0) / TILE_COLS * size, 0, (size_t)size * sizeof *panels);
     if (first < middle)
         pack_matrix(panels, size, p->first.b, first, middle, j0, j1);

@@ -18,6 +18,7 @@ from types import ModuleType
 
 from minilora.errors import ConfigError
 from minilora.kernels.frozen import FrozenWeight
+from minilora.kernels.memory import keep_freed_memory
 
 __all__ = [
     "STORAGES",
@@ -26,6 +27,7 @@ __all__ = [
     "compiled",
     "get_include",
     "info",
+    "keep_freed_memory",
     "set_num_threads",
     "threads",
     "use_native",

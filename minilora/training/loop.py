@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minilora import __version__
+from minilora import __version__, kernels
 from minilora.autograd import Tensor, no_grad
 from minilora.data import Batch, Dataset, Example, TrainingBatches, evaluation_batches
 from minilora.errors import ConfigError, MiniloraError
@@ -66,6 +66,7 @@ def steps(
     good = LastGood(params, lambda path: save_adapter(model, path, name, metadata=notes), folder)
     started = Started(config, len(data), sum(param.data.size for param in params))
     events = _events(model, stream, examples_of(eval_data), started, params, good, should_stop or (lambda: None))
+    kernels.keep_freed_memory()
     metrics = None
     if folder is not None:
         resolved = {**(settings or {}), **dataclasses.asdict(config)}

@@ -178,7 +178,7 @@ STORED = [
     Fault("decoded lines are packed with the first one's terms", "pack.c", "b, j + i + line, k0,", "b, j + i, k0,"),
     Fault(
         "a decoded line starts at the first column", "pack.c",
-        "minilora_decode(panels, b, k, j,", "minilora_decode(panels, b, k, j0,",
+        "minilora_decode(decoded, b, k, j0,", "minilora_decode(decoded, b, k, 0,",
     ),
     Fault("decoded lines lie on each other", "dot.c", "scratch + line * first->k, b,", "scratch, b,"),
     Fault("a line is decoded from the first column", "dot.c", "k + line, where.j0, cols)", "k + line, 0, cols)"),
