@@ -29,7 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]  # where `import minilora` finds this package
 MOST_RUNS = 1000  # of one task in one turn
-PAUSE = 0.03  # seconds between turns: for so long the threads of the last side may still spin, waiting for work
+PAUSE = 0.2  # seconds between turns: for so long the threads of the last side may still spin, waiting for work
 
 
 class Missing(RuntimeError):
