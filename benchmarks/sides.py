@@ -190,7 +190,8 @@ class Bench:
 
         able = [one for one in contestants if not one.lacks]
         rounds, seconds = (1, min(seconds, 0.01)) if self.short else (rounds, seconds)
-        times = take_turns([one.side for one in able], task, rounds=rounds, seconds=seconds, warm=warm)
+        sides = [one.side for one in able]
+        times = take_turns(sides, task, rounds=rounds, seconds=seconds, warm=warm, best=self.best)
         return Result({one.name: column for one, column in zip(able, times, strict=True)}, self.best)
 
     @property

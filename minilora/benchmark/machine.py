@@ -18,8 +18,9 @@ _CAPS = {
     "baseline": {"OPENBLAS_CORETYPE": "Prescott", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
     "x86-64-v3": {"OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
 }
-_LONG_ENOUGH = 0.01  # seconds of one measurement
-_REPEATS = 9
+LONG_ENOUGH = 0.001  # seconds of one run that is timed
+MEASURING = 0.1  # seconds of all runs of one limit
+LEAST_RUNS = 7
 
 
 def settings(threads: int, isa: str | None = None) -> dict[str, str]:
@@ -89,16 +90,7 @@ def peak_flops(threads: int) -> float:
     from minilora import kernels
 
     compute = kernels.compiled().peak_fma
-    blocks, best = 64 * threads, 0.0
-    for _ in range(_REPEATS):
-        took = 0.0
-        while took < _LONG_ENOUGH:
-            began = time.perf_counter()
-            flops = compute(blocks, threads)
-            took = time.perf_counter() - began
-            blocks *= 1 if took >= _LONG_ENOUGH else 2
-        best = max(best, flops / took)
-    return best
+    return _highest_rate(lambda times: compute(8 * threads * times, threads))
 
 
 def read_bandwidth(nbytes: int, threads: int) -> float:
@@ -109,14 +101,29 @@ def read_bandwidth(nbytes: int, threads: int) -> float:
 
     read = kernels.compiled().read
     buffer = np.ones(max(nbytes // 4, 1), np.float32)
-    repeats, best = 1, 0.0
-    for _ in range(_REPEATS):
-        took = 0.0
-        while took < _LONG_ENOUGH:
-            began = time.perf_counter()
-            for _ in range(repeats):
-                read(buffer, threads)
-            took = time.perf_counter() - began
-            best = max(best, repeats * buffer.nbytes / took) if took >= _LONG_ENOUGH else best
-            repeats *= 1 if took >= _LONG_ENOUGH else 2
-    return best
+
+    def run(times: int) -> float:
+        for _ in range(times):
+            read(buffer, threads)
+        return float(times * buffer.nbytes)
+
+    return _highest_rate(run)
+
+
+def _highest_rate(run: Callable[[int], float]) -> float:
+    """Return the highest rate of many short runs, some of which nothing else on the machine disturbs.
+
+    run  does its work so many times, and returns how much that was
+    """
+    times, spent = 1, 0.0
+    rates: list[float] = []
+    while len(rates) < LEAST_RUNS or spent < MEASURING:
+        began = time.perf_counter()
+        amount = run(times)
+        took = time.perf_counter() - began
+        if took < LONG_ENOUGH:
+            times *= 2
+        else:
+            rates.append(amount / took)
+            spent += took
+    return max(rates)

@@ -73,9 +73,9 @@ class Side:
         """Run a task once and return what it returns, which is something that JSON can say."""
         return self._ask({"do": "call", "name": task, "settings": settings})
 
-    def time(self, task: str, *, seconds: float = 0.0) -> float:
-        """Run a task again and again for so long, at least once; return the median of its seconds."""
-        return float(self._ask({"do": "time", "name": task, "seconds": seconds}))
+    def time(self, task: str, *, seconds: float = 0.0, best: bool = False) -> float:
+        """Run a task again and again for so long, at least once; return the median of its seconds, or the least."""
+        return float(self._ask({"do": "time", "name": task, "seconds": seconds, "best": best}))
 
     def close(self) -> None:
         """End the process."""
@@ -135,7 +135,7 @@ class Duel:
 
 
 def take_turns(
-    sides: Sequence[Side], task: str, *, rounds: int, seconds: float = 0.0, warm: bool = True
+    sides: Sequence[Side], task: str, *, rounds: int, seconds: float = 0.0, warm: bool = True, best: bool = False
 ) -> list[tuple[float, ...]]:
     """Time a task of every side, each in turn, so that a machine that slows down slows all; return seconds by side.
 
@@ -143,6 +143,7 @@ def take_turns(
 
     seconds  how long a turn lasts; at least one run
     warm     run every side's task once before
+    best     of a turn's runs the fastest, not the median: for a machine that others use too
     """
     if warm:
         for side in sides:
@@ -152,7 +153,7 @@ def take_turns(
         order = range(len(sides)) if number % 2 == 0 else reversed(range(len(sides)))
         for index in order:
             time.sleep(PAUSE)
-            times[index].append(sides[index].time(task, seconds=seconds))
+            times[index].append(sides[index].time(task, seconds=seconds, best=best))
     return [tuple(column) for column in times]
 
 
@@ -183,7 +184,8 @@ def main() -> None:
             elif request["do"] == "call":
                 answer["value"] = tasks[request["name"]](**request["settings"])
             else:
-                answer["value"] = timed(tasks[request["name"]], request["seconds"])
+                times = timed(tasks[request["name"]], request["seconds"])
+                answer["value"] = min(times) if request["best"] else statistics.median(times)
         except (ModuleNotFoundError, NotImplementedError) as error:
             answer["missing"] = str(error)
         except Exception as error:
@@ -192,14 +194,14 @@ def main() -> None:
         answers.flush()
 
 
-def timed(task: Callable[[], object], seconds: float) -> float:
-    """Return the median seconds of runs of a task, one or as many as take ``seconds`` together."""
+def timed(task: Callable[[], object], seconds: float) -> list[float]:
+    """Return the seconds of each run of a task, one or as many as take ``seconds`` together."""
     times: list[float] = []
     while not times or (sum(times) < seconds and len(times) < MOST_RUNS):
         began = time.perf_counter()
         task()
         times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return times
 
 
 def peak_memory() -> int:
