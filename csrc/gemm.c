@@ -12,10 +12,11 @@ static const float zeros[TILE_COLS];
 
 /* c = start + a . b for one tile.  `rows` is a constant wherever this is inlined, so acc lives in registers;
  * start may be c itself, and start_stride 0 repeats one row of it (a bias).  It is added last: a sum of several
- * blocks rounds as a sum of short ones, not as one long chain. */
+ * blocks rounds as a sum of short ones, not as one long chain.  `ahead` is how many floats further on in each row of b
+ * the next tile starts, where those rows lie too far apart for the hardware to foresee; 0 for a panel. */
 static inline __attribute__((always_inline)) void tile(
     const int rows, float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,
-    const float *restrict a, const float *restrict b, ptrdiff_t b_stride, ptrdiff_t depth)
+    const float *restrict a, const float *restrict b, ptrdiff_t b_stride, ptrdiff_t depth, const int ahead)
 {
     float_lanes acc[TILE_ROWS][TILE_LANES];
 #pragma GCC unroll 16
@@ -28,6 +29,9 @@ static inline __attribute__((always_inline)) void tile(
             acc[i][j] = (float_lanes){0};
     }
     for (ptrdiff_t k = 0; k < depth; k++) {
+        if (ahead)
+            for (int j = 0; j < TILE_COLS; j += 16)
+                __builtin_prefetch(b + k * b_stride + ahead + j);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
@@ -45,11 +49,16 @@ static inline __attribute__((always_inline)) void tile(
 typedef void tile_function(float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,
                            const float *a, const float *b, ptrdiff_t b_stride, ptrdiff_t depth);
 
-#define DEFINE_TILE(rows)                                                                          \
-    static void tile_##rows(float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride, \
-                            const float *a, const float *b, ptrdiff_t b_stride, ptrdiff_t depth)   \
-    {                                                                                              \
-        tile(rows, c, c_stride, start, start_stride, a, b, b_stride, depth);                       \
+#define DEFINE_TILE(rows)                                                                                             \
+    static void tile_##rows(float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,                 \
+                            const float *a, const float *b, ptrdiff_t b_stride, ptrdiff_t depth)                      \
+    {                                                                                                                 \
+        tile(rows, c, c_stride, start, start_stride, a, b, b_stride, depth, 0);                                       \
+    }                                                                                                                 \
+    static void in_place_tile_##rows(float *c, ptrdiff_t c_stride, const float *start, ptrdiff_t start_stride,        \
+                                     const float *a, const float *b, ptrdiff_t b_stride, ptrdiff_t depth)             \
+    {                                                                                                                 \
+        tile(rows, c, c_stride, start, start_stride, a, b, b_stride, depth, FETCH_COLS);                              \
     }
 
 DEFINE_TILE(1) DEFINE_TILE(2) DEFINE_TILE(3) DEFINE_TILE(4)
@@ -61,15 +70,17 @@ DEFINE_TILE(7) DEFINE_TILE(8) DEFINE_TILE(9) DEFINE_TILE(10)
 DEFINE_TILE(11) DEFINE_TILE(12) DEFINE_TILE(13) DEFINE_TILE(14)
 #endif
 
-static tile_function *const tiles[TILE_ROWS + 1] = {
-    NULL, tile_1, tile_2, tile_3, tile_4,
-#if defined(__AVX2__) || defined(__aarch64__)
-    tile_5, tile_6,
+#if defined(__AVX512F__)
+#define EVERY_TILE(K) {NULL, K(1), K(2), K(3), K(4), K(5), K(6), K(7), K(8), K(9), K(10), K(11), K(12), K(13), K(14)}
+#elif defined(__AVX2__) || defined(__aarch64__)
+#define EVERY_TILE(K) {NULL, K(1), K(2), K(3), K(4), K(5), K(6)}
+#else
+#define EVERY_TILE(K) {NULL, K(1), K(2), K(3), K(4)}
 #endif
-#ifdef __AVX512F__
-    tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
-#endif
-};
+#define PANEL_TILE(rows) tile_##rows
+#define IN_PLACE_TILE(rows) in_place_tile_##rows
+static tile_function *const tiles[TILE_ROWS + 1] = EVERY_TILE(PANEL_TILE);
+static tile_function *const in_place_tiles[TILE_ROWS + 1] = EVERY_TILE(IN_PLACE_TILE);
 
 /* The last columns, fewer than a tile is wide: computed in a full one, of which `cols` are kept. */
 static void edge_tile(ptrdiff_t rows, ptrdiff_t cols, float *c, ptrdiff_t c_stride, const float *start,
@@ -156,7 +167,7 @@ static void block(const product *p, rect where, ptrdiff_t k0, ptrdiff_t k1, int 
             if (j >= whole)
                 edge_tile(rows, where.j1 - j, c, p->n, start, start_stride, tile_a, panel, depth);
             else if (in_place)
-                tiles[rows](c, p->n, start, start_stride, tile_a, in_place + j, source->b.stride, depth);
+                in_place_tiles[rows](c, p->n, start, start_stride, tile_a, in_place + j, source->b.stride, depth);
             else
                 tiles[rows](c, p->n, start, start_stride, tile_a, panel, TILE_COLS, depth);
         }

@@ -96,6 +96,8 @@ enum {
     /* Unpacked right-hand sides are walked this many rows at a time: long enough to pay for loading
      * and storing the tile, short enough for the hardware to prefetch each row. */
     DIRECT_K = 64,
+    /* Floats by which their next columns are fetched ahead. */
+    FETCH_COLS = 2 * TILE_COLS,
     /* ... and so many columns: whole rows where possible, but the output stays in the second-level cache. */
     DIRECT_N = 4096,
     /* Up to so many rows, packing the right-hand side costs more than it saves: where its rows are contiguous,

@@ -133,7 +133,7 @@ PACK = [
     ),
     Fault("a step lacks its last columns", "pack.c", "smaller(start + STEP,", "smaller(start + STEP - 4,"),
     Fault("two columns are swapped in transposing", "pack.c", "(dst + 2 * dst_stride) = ", "(dst + 1 * dst_stride) = "),
-    Fault("a panel lacks its last column", "pack.c", "(size_t)(j1 - j) * sizeof", "(size_t)(j1 - j - 1) * sizeof"),
+    Fault("a panel lacks its last column", "pack.c", "(size_t)(j1 - j0) * sizeof", "(size_t)(j1 - j0 - 1) * sizeof"),
     Fault(
         "a transposed panel lacks its last column", "pack.c",
         "b.stride, cols, k1 - k0)", "b.stride, cols - 1, k1 - k0)",
