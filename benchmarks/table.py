@@ -53,7 +53,8 @@ def introduction(bench: Bench) -> list[str]:
         f"Python {facts['python']}, NumPy {facts['numpy']}, minilora {facts['minilora']} ({facts['compiler']}), "
         + ", ".join(rivals),
         f"minilora's instruction set {facts['isa']}; every side with " + " ".join(f"{k}={v}" for k, v in caps.items()),
-        "peak " + ", ".join(f"{peak:.0f} GFLOP/s with {count} threads" for count, peak in peaks.items()),
+        "peak "
+        + ", ".join(f"{peak:.0f} GFLOP/s with {count} thread{'s' * (count > 1)}" for count, peak in peaks.items()),
         "read bandwidth " + ", ".join(reads),
     ]
 
