@@ -63,6 +63,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
+def kernel_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the compiled kernel if it is built, here and in processes that start anew, whatever MINILORA_BACKEND says."""
+    from minilora import kernels
+
+    if not NEEDS["native"][0]:
+        return
+    if not kernels.use_native():
+        from minilora.kernels import native
+
+        native._kernels.choose(native._kernels.instruction_sets()[-1])
+        monkeypatch.setattr(kernels, "_choose", lambda: (native, None))
+    monkeypatch.setenv("MINILORA_BACKEND", "native")
+
+
+@pytest.fixture
 def define() -> Iterator[Callable[..., Any]]:
     """Make an operator that leaves the registry when the test ends."""
     from minilora.autograd import REGISTRY, op

@@ -90,6 +90,7 @@ def test_weights_are_rounded_to_the_nearest_of_their_storage(load, storage):
 
 
 @pytest.mark.native
+@pytest.mark.usefixtures("kernel_in_use")
 def test_a_rival_that_is_not_installed_reads_not_measured_here(tmp_path):
     path = tmp_path / "table.json"
     command = [sys.executable, FOLDER / "table.py", "--only", "mlp", "--short", "--threads", "1", "--json", path]

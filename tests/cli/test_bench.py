@@ -11,6 +11,7 @@ from minilora.benchmark import Duel, Missing, Settings, Side, SideError, sides, 
 from minilora.benchmark.linear import Size, check
 from minilora.benchmark.machine import settings
 
+pytestmark = pytest.mark.usefixtures("kernel_in_use")
 SUBJECT = """
 import os
 def counted(start):
@@ -145,12 +146,8 @@ def test_bad_usage_is_one_sentence(minilora, words, message):
 
 
 def test_without_a_kernel_there_is_nothing_to_measure(minilora, monkeypatch):
-    monkeypatch.setenv("MINILORA_BACKEND", "reference")
-    kernels._choose.cache_clear()
-    try:
-        code, out, err = minilora("bench", "--quick")
-    finally:
-        kernels._choose.cache_clear()
+    monkeypatch.setattr(kernels, "_choose", lambda: (None, "MINILORA_BACKEND=reference"))
+    code, out, err = minilora("bench", "--quick")
     assert (code, out) == (2, "")
     assert "the compiled kernel is needed, but it is not in use: MINILORA_BACKEND=reference" in err
 

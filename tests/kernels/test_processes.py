@@ -25,15 +25,6 @@ from minilora import kernels
 pytestmark = [pytest.mark.native, pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")]
 
 
-@pytest.fixture(autouse=True)
-def kernel_in_use(monkeypatch):
-    """Let operators call the compiled kernel even where the rest of the tests runs on NumPy."""
-    monkeypatch.setenv("MINILORA_BACKEND", "native")
-    kernels._choose.cache_clear()
-    yield
-    kernels._choose.cache_clear()
-
-
 LIMIT = 30  # seconds, for what takes milliseconds
 NEED = (True, True, True)
 
