@@ -175,8 +175,8 @@ static inline logistic logistic_at(float x)
 {
     const float c = 1.59576912161f;
     const float a = magnitude(x, 30.0f), u = c * (a + 0.044715f * a * a * a);
-    const float e = minilora_exp(-u), larger = 1.0f / (1.0f + e);
-    return (logistic){x < 0.0f ? e * larger : larger, c * (1.0f + 3 * 0.044715f * a * a) * (e * larger * larger)};
+    const float e = minilora_exp(-u), of_size = 1.0f / (1.0f + e);
+    return (logistic){x < 0.0f ? e * of_size : of_size, c * (1.0f + 3 * 0.044715f * a * a) * (e * of_size * of_size)};
 }
 
 static void gelu_tanh_forward_part(const void *job, int part, int parts)

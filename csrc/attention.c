@@ -20,7 +20,7 @@ static ptrdiff_t most_rows(const plan *p) { return ceil_div(p->t, p->cuts) * p->
 
 static pieces cut_scratch(const plan *p, float *at)
 {
-    const ptrdiff_t rows = round_up(most_rows(p), ALIGN / 4);
+    const ptrdiff_t rows = whole_lines(most_rows(p));
     pieces s = {.turned_k = at};
     s.v = s.turned_k + KEYS * p->d;
     s.queries = s.v + KEYS * p->width;
@@ -29,14 +29,14 @@ static pieces cut_scratch(const plan *p, float *at)
     s.y = s.hidden + KEYS;
     s.peak = s.y + rows * p->width;
     s.total = s.peak + rows;
-    s.size = round_up(s.total + rows - at, ALIGN / 4);
+    s.size = whole_lines(s.total + rows - at);
     return s;
 }
 
 /* What a split leaves of a pair's rows: y (rows, width), then peak (rows) and total (rows). */
 static ptrdiff_t partial_size(const plan *p)
 {
-    return p->splits > 1 ? round_up(most_rows(p) * (p->width + 2), ALIGN / 4) : 0;
+    return p->splits > 1 ? whole_lines(most_rows(p) * (p->width + 2)) : 0;
 }
 
 ptrdiff_t minilora_attention_forward_floats(const plan *p, ptrdiff_t pairs, int n_threads)

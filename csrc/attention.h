@@ -14,7 +14,6 @@
 #include <string.h>
 
 enum {
-    ALIGN = 64,
     /* Keys of a block of the forward pass, and components that a left-hand row holds before its next piece starts; a
      * multiple of TILE_COLS. */
     KEYS = 256,
@@ -47,9 +46,6 @@ typedef struct {
 typedef struct {
     ptrdiff_t lo, hi;
 } span;
-
-static inline ptrdiff_t larger(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
-static inline ptrdiff_t round_up(ptrdiff_t n, ptrdiff_t whole) { return ceil_div(n, whole) * whole; }
 
 /* The keys that query t sees; both ends never fall as t grows. */
 static inline span seen(const plan *p, ptrdiff_t t)
@@ -141,7 +137,7 @@ static inline __attribute__((always_inline)) void fetch_row(const plan *p, const
                                                             ptrdiff_t r)
 {
     if (r < (u->t1 - u->t0) * p->share)
-        for (ptrdiff_t e = 0, at = row_at(p, u, r); e < p->d; e += ALIGN / 4)
+        for (ptrdiff_t e = 0, at = row_at(p, u, r); e < p->d; e += LINE)
             __builtin_prefetch(array + at + e);
 }
 
@@ -185,13 +181,6 @@ static inline const float *hidden_keys(float *numbers, const unsigned char *mask
     for (ptrdiff_t j = 0; j < KEYS; j++)
         numbers[j] = j < keys && !mask[j] ? 1.0f : 0.0f;
     return numbers;
-}
-
-/* The first aligned float of a workspace. */
-static inline float *aligned(void *workspace)
-{
-    char *const bytes = workspace;
-    return (float *)(void *)(bytes + (ALIGN - (uintptr_t)workspace % ALIGN) % ALIGN);
 }
 
 /* Floats of workspace that a pass over so many pairs needs. */

@@ -38,12 +38,12 @@ static pieces cut_scratch(const plan *p, float *at)
     s.grad_q = s.change + ROWS * STRIDE;
     s.hidden = s.grad_q + TILE_ROWS * p->width;
     s.delta = s.hidden + KEYS;
-    s.size = round_up(s.delta + most_rows(p) - at, ALIGN / 4);
+    s.size = whole_lines(s.delta + most_rows(p) - at);
     return s;
 }
 
 /* A cut's own grad_k (s, d), then grad_v: where a pair has several cuts, added up at the end. */
-static ptrdiff_t partial_size(const plan *p) { return p->cuts > 1 ? round_up(2 * p->s * p->d, ALIGN / 4) : 0; }
+static ptrdiff_t partial_size(const plan *p) { return p->cuts > 1 ? whole_lines(2 * p->s * p->d) : 0; }
 
 ptrdiff_t minilora_attention_backward_floats(const plan *p, ptrdiff_t pairs, int n_threads)
 {

@@ -1,20 +1,8 @@
 /* attention_tile.c - the register tiles of attention, how its operands are packed, and how its work is cut. */
 #include "attention.h"
 
-const float minilora_attention_ones[TILE_ROWS] = {
-    1, 1, 1, 1,
-#if defined(__AVX2__) || defined(__aarch64__)
-    1, 1,
-#endif
-#ifdef __AVX512F__
-    1, 1, 1, 1, 1, 1, 1, 1,
-#endif
-};
-
-/* A vector register.  Arrays of floats in its place would do, but gcc then clears a copy of acc in memory that nobody
- * reads, which costs 3% of a tile. */
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-enum { WIDE = TILE_COLS / LANES };
+#define ONE(rows) 1.0f,
+const float minilora_attention_ones[TILE_ROWS] = {EVERY_TILE(ONE)};
 
 /* `turned` and `rows` are constants wherever this is inlined, so acc lives in registers. */
 static inline __attribute__((always_inline)) void tile(
@@ -22,29 +10,25 @@ static inline __attribute__((always_inline)) void tile(
     const float *restrict a, const float *restrict b, ptrdiff_t b_stride, ptrdiff_t depth)
 {
     const ptrdiff_t row_step = turned ? 1 : STRIDE, term_step = turned ? STRIDE : 1;
-    lanes acc[TILE_ROWS][WIDE];
+    float_lanes acc[TILE_ROWS][TILE_LANES];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < WIDE; j++)
-            acc[i][j] = (lanes){0};
+        for (int j = 0; j < TILE_LANES; j++)
+            acc[i][j] = (float_lanes){0};
     for (ptrdiff_t k = 0; k < depth; k++) {
-        const lanes *const terms = (const lanes *)(b + k * b_stride);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-            for (int j = 0; j < WIDE; j++)
-                acc[i][j] += a[i * row_step + k * term_step] * terms[j];
+            for (int j = 0; j < TILE_LANES; j++)
+                acc[i][j] += a[i * row_step + k * term_step] * load_lanes(b + k * b_stride + j * LANES);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < WIDE; j++) {
-            lanes *const out = (lanes *)(c + i * c_stride) + j;
-            if (keep)
-                *out = keep[i] * *out + acc[i][j];
-            else
-                *out = acc[i][j];
+        for (int j = 0; j < TILE_LANES; j++) {
+            float *const out = c + i * c_stride + j * LANES;
+            store_lanes(out, keep ? keep[i] * load_lanes(out) + acc[i][j] : acc[i][j]);
         }
 }
 
@@ -63,35 +47,11 @@ typedef void tile_function(float *c, ptrdiff_t c_stride, const float *keep, cons
         tile(1, rows, c, c_stride, keep, a, b, b_stride, depth);                                               \
     }
 
-DEFINE_TILE(1) DEFINE_TILE(2) DEFINE_TILE(3) DEFINE_TILE(4)
-#if defined(__AVX2__) || defined(__aarch64__)
-DEFINE_TILE(5) DEFINE_TILE(6)
-#endif
-#ifdef __AVX512F__
-DEFINE_TILE(7) DEFINE_TILE(8) DEFINE_TILE(9) DEFINE_TILE(10)
-DEFINE_TILE(11) DEFINE_TILE(12) DEFINE_TILE(13) DEFINE_TILE(14)
-#endif
+EVERY_TILE(DEFINE_TILE)
+#define PLAIN_TILE(rows) tile_##rows,
+#define TURNED_TILE(rows) turned_##rows,
 
-static tile_function *const tiles[2][TILE_ROWS + 1] = {
-    {
-        NULL, tile_1, tile_2, tile_3, tile_4,
-#if defined(__AVX2__) || defined(__aarch64__)
-        tile_5, tile_6,
-#endif
-#ifdef __AVX512F__
-        tile_7, tile_8, tile_9, tile_10, tile_11, tile_12, tile_13, tile_14,
-#endif
-    },
-    {
-        NULL, turned_1, turned_2, turned_3, turned_4,
-#if defined(__AVX2__) || defined(__aarch64__)
-        turned_5, turned_6,
-#endif
-#ifdef __AVX512F__
-        turned_7, turned_8, turned_9, turned_10, turned_11, turned_12, turned_13, turned_14,
-#endif
-    },
-};
+static tile_function *const tiles[2][TILE_ROWS + 1] = {{NULL, EVERY_TILE(PLAIN_TILE)}, {NULL, EVERY_TILE(TURNED_TILE)}};
 
 void minilora_attention_tile(int turned, ptrdiff_t rows, float *c, ptrdiff_t c_stride, const float *keep,
                              const float *a, const float *b, ptrdiff_t b_stride, ptrdiff_t depth)

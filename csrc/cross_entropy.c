@@ -4,10 +4,8 @@
 #include "exp.h"
 
 #include <math.h>
-#include <stdint.h>
 
 enum {
-    ALIGN = 64,
     /* So many exponentials are added in single precision before double takes over. */
     SHORT_SUM = 1024,
     /* Logits that are held at once, and limits of the rows that they make: enough rows to pay for packing W, no more
@@ -154,8 +152,6 @@ typedef struct {
     int accumulate;
 } linear_job;
 
-static ptrdiff_t round_up(ptrdiff_t floats) { return ceil_div(floats, ALIGN / 4) * (ALIGN / 4); }
-
 static ptrdiff_t most_rows(ptrdiff_t n)
 {
     const ptrdiff_t held = HELD_LOGITS / (n > 0 ? n : 1);
@@ -173,12 +169,7 @@ size_t minilora_linear_cross_entropy_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptr
     (void)k;
     const ptrdiff_t threads = n_threads < 1 ? 1 : n_threads;
     const ptrdiff_t rows = smaller(m, most_rows(n));    /* not those of a chunk, which fewer rows may have more of */
-    return ALIGN + sizeof(float) * (size_t)(round_up(rows * n) + threads * round_up(SCRATCH));
-}
-
-static void compute_share(const product *p, int part, int parts, float *scratch)
-{
-    minilora_product(p, minilora_share(p, part, parts), scratch);
+    return ALIGN + sizeof(float) * (size_t)(whole_lines(rows * n) + threads * whole_lines(SCRATCH));
 }
 
 /* The losses of this thread's rows of a chunk that starts at row i, and where gradients are wanted, that of the logits
@@ -208,7 +199,7 @@ static void linear_part(const void *job, int part, int parts)
 {
     const linear_job *const all = job;
     const ptrdiff_t n = all->n, k = all->k;
-    float *const scratch = all->scratch + part * round_up(SCRATCH);
+    float *const scratch = all->scratch + part * whole_lines(SCRATCH);
     ptrdiff_t i = 0;
     do {                        /* once without any row, for a grad_w of zeros */
         const ptrdiff_t rows = smaller(all->rows, all->m - i);
@@ -245,14 +236,13 @@ void minilora_linear_cross_entropy_f32(float *restrict losses, float *restrict g
                                        void *restrict workspace, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k,
                                        int accumulate, int w_layout, int w_storage, int n_threads)
 {
-    char *const bytes = workspace;
-    float *const start = (float *)(void *)(bytes + (ALIGN - (uintptr_t)workspace % ALIGN) % ALIGN);
+    float *const start = aligned(workspace);
     const int transposed = w_layout == MINILORA_W_NK;
     const ptrdiff_t rows = chunk_rows(m, n);
     const linear_job job = {
         .losses = losses, .grad_x = grad_x, .grad_w = grad_w, .x = x, .factors = factors,
         .w = {w, transposed ? k : n, transposed, w_storage}, .labels = labels,
-        .logits = start, .scratch = start + round_up(rows * n),
+        .logits = start, .scratch = start + whole_lines(rows * n),
         .m = m, .n = n, .k = k, .rows = rows, .accumulate = accumulate,
     };
     const double products = 1.0 + (grad_x != NULL) + (grad_w != NULL);

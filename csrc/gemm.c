@@ -61,26 +61,12 @@ typedef void tile_function(float *c, ptrdiff_t c_stride, const float *start, ptr
         tile(rows, c, c_stride, start, start_stride, a, b, b_stride, depth, FETCH_COLS);                              \
     }
 
-DEFINE_TILE(1) DEFINE_TILE(2) DEFINE_TILE(3) DEFINE_TILE(4)
-#if defined(__AVX2__) || defined(__aarch64__)
-DEFINE_TILE(5) DEFINE_TILE(6)
-#endif
-#ifdef __AVX512F__
-DEFINE_TILE(7) DEFINE_TILE(8) DEFINE_TILE(9) DEFINE_TILE(10)
-DEFINE_TILE(11) DEFINE_TILE(12) DEFINE_TILE(13) DEFINE_TILE(14)
-#endif
+EVERY_TILE(DEFINE_TILE)
 
-#if defined(__AVX512F__)
-#define EVERY_TILE(K) {NULL, K(1), K(2), K(3), K(4), K(5), K(6), K(7), K(8), K(9), K(10), K(11), K(12), K(13), K(14)}
-#elif defined(__AVX2__) || defined(__aarch64__)
-#define EVERY_TILE(K) {NULL, K(1), K(2), K(3), K(4), K(5), K(6)}
-#else
-#define EVERY_TILE(K) {NULL, K(1), K(2), K(3), K(4)}
-#endif
-#define PANEL_TILE(rows) tile_##rows
-#define IN_PLACE_TILE(rows) in_place_tile_##rows
-static tile_function *const tiles[TILE_ROWS + 1] = EVERY_TILE(PANEL_TILE);
-static tile_function *const in_place_tiles[TILE_ROWS + 1] = EVERY_TILE(IN_PLACE_TILE);
+#define PANEL_TILE(rows) tile_##rows,
+#define IN_PLACE_TILE(rows) in_place_tile_##rows,
+static tile_function *const tiles[TILE_ROWS + 1] = {NULL, EVERY_TILE(PANEL_TILE)};
+static tile_function *const in_place_tiles[TILE_ROWS + 1] = {NULL, EVERY_TILE(IN_PLACE_TILE)};
 
 /* The last columns, fewer than a tile is wide: computed in a full one, of which `cols` are kept. */
 static void edge_tile(ptrdiff_t rows, ptrdiff_t cols, float *c, ptrdiff_t c_stride, const float *start,
@@ -123,7 +109,6 @@ static void copy_tile(float *tile_a, const product *p, ptrdiff_t i, ptrdiff_t ro
  * for the hardware to foresee them. */
 static void fetch_rows(view a, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t panel, ptrdiff_t panels)
 {
-    enum { LINE = 16 };         /* floats of a cache line */
     const ptrdiff_t lines = ceil_div(k1 - k0, LINE);
     for (ptrdiff_t i = i0; i < i1; i++)
         for (ptrdiff_t line = panel * lines / panels; line < (panel + 1) * lines / panels; line++)
@@ -256,7 +241,7 @@ rect minilora_share(const product *p, int part, int parts)
 void minilora_product(const product *p, rect where, float *scratch)
 {
     const ptrdiff_t cols = ceil_div(where.j1 - where.j0, TILE_COLS);
-    const int line = is_line(p), dot = is_dot(p), direct = line || is_direct(p) || (dot && p->m <= DOT_M);
+    const int line = is_line(p), dot = is_dot(p), direct = few_rows(p);
     const ptrdiff_t slices = ceil_div(cols, (direct ? DIRECT_N : BLOCK_N) / TILE_COLS);
     const ptrdiff_t j0 = where.j0, j1 = where.j1;
     if (where.i0 >= where.i1)

@@ -109,11 +109,32 @@ enum {
      * padding. */
     NARROW_N = 16,
     /* Floats of scratch that minilora_product needs; one such piece a thread. */
-    SCRATCH = TILE_ROWS * TILE_STRIDE + BLOCK_K * BLOCK_N
+    SCRATCH = TILE_ROWS * TILE_STRIDE + BLOCK_K * BLOCK_N,
+    /* Bytes, and floats, of a cache line: the pieces of a workspace start at multiples of it. */
+    ALIGN = 64,
+    LINE = ALIGN / 4
 };
 
+/* One use of K for every height that a tile may have. */
+#if defined(__AVX512F__)
+#define EVERY_TILE(K) K(1) K(2) K(3) K(4) K(5) K(6) K(7) K(8) K(9) K(10) K(11) K(12) K(13) K(14)
+#elif defined(__AVX2__) || defined(__aarch64__)
+#define EVERY_TILE(K) K(1) K(2) K(3) K(4) K(5) K(6)
+#else
+#define EVERY_TILE(K) K(1) K(2) K(3) K(4)
+#endif
+
 static inline ptrdiff_t smaller(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+static inline ptrdiff_t larger(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 static inline ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
+static inline ptrdiff_t round_up(ptrdiff_t n, ptrdiff_t whole) { return ceil_div(n, whole) * whole; }
+static inline ptrdiff_t whole_lines(ptrdiff_t floats) { return round_up(floats, LINE); }
+
+/* The first aligned float of a workspace, which has ALIGN bytes more than it needs. */
+static inline float *aligned(void *workspace)
+{
+    return (float *)(void *)((char *)workspace + (ALIGN - (uintptr_t)workspace % ALIGN) % ALIGN);
+}
 
 /* A vector register of floats, and one of 32-bit whole numbers. */
 typedef float float_lanes __attribute__((vector_size(4 * LANES)));
@@ -186,8 +207,13 @@ void minilora_line_product(const product *p, rect where, float *scratch);
 /* The part of the output that thread `part` of `parts` computes: whole tiles, disjoint, covering all. */
 rect minilora_share(const product *p, int part, int parts);
 
-/* Compute a share; scratch holds SCRATCH floats aligned to 64 bytes and belongs to this thread. */
+/* Compute a rectangle; scratch holds SCRATCH floats aligned to ALIGN bytes and belongs to this thread. */
 void minilora_product(const product *p, rect where, float *scratch);
+
+static inline void compute_share(const product *p, int part, int parts, float *scratch)
+{
+    minilora_product(p, minilora_share(p, part, parts), scratch);
+}
 
 /* One thread's part of a job. */
 typedef void part_function(const void *job, int part, int parts);

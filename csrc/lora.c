@@ -1,10 +1,6 @@
 /* lora.c - the low-rank linear layer and its gradients, each one parallel region over the products of gemm.c. */
 #include "internal.h"
 
-#include <stdint.h>
-
-enum { ALIGN = 64 };
-
 /* The pieces of a workspace. */
 typedef struct {
     float *turned_a;            /* A^T (r, k): with it x . A finds its terms side by side, and grad_h . A^T its rows */
@@ -13,24 +9,21 @@ typedef struct {
     float *scratch;             /* SCRATCH floats for each thread */
 } parts_of_workspace;
 
-static ptrdiff_t round_up(ptrdiff_t floats) { return ceil_div(floats, ALIGN / 4) * (ALIGN / 4); }
-
 size_t minilora_lora_workspace_f32(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r, int n_threads)
 {
     (void)n;
     const ptrdiff_t threads = n_threads < 1 ? 1 : n_threads;
-    return ALIGN + sizeof(float) * (size_t)(2 * round_up(r * k) + round_up(m * r) + threads * round_up(SCRATCH));
+    return ALIGN + sizeof(float) * (size_t)(2 * whole_lines(r * k) + whole_lines(m * r) + threads * whole_lines(SCRATCH));
 }
 
 static parts_of_workspace cut(void *workspace, ptrdiff_t m, ptrdiff_t k, ptrdiff_t r)
 {
-    char *const bytes = workspace;
-    float *const start = (float *)(void *)(bytes + (ALIGN - (uintptr_t)workspace % ALIGN) % ALIGN);
+    float *const start = aligned(workspace);
     return (parts_of_workspace){
         .turned_a = start,
-        .turned_grad_a = start + round_up(r * k),
-        .grad_h = start + 2 * round_up(r * k),
-        .scratch = start + 2 * round_up(r * k) + round_up(m * r),
+        .turned_grad_a = start + whole_lines(r * k),
+        .grad_h = start + 2 * whole_lines(r * k),
+        .scratch = start + 2 * whole_lines(r * k) + whole_lines(m * r),
     };
 }
 
@@ -38,11 +31,6 @@ static parts_of_workspace cut(void *workspace, ptrdiff_t m, ptrdiff_t k, ptrdiff
 static double cost(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, ptrdiff_t r)
 {
     return (double)(m + 16) * ((double)n * (double)k + (double)r * (double)(n + k));
-}
-
-static void compute_share(const product *p, int part, int parts, float *scratch)
-{
-    minilora_product(p, minilora_share(p, part, parts), scratch);
 }
 
 typedef struct {
@@ -53,7 +41,7 @@ typedef struct {
 static void forward_part(const void *job, int part, int parts)
 {
     const forward_job *const all = job;
-    float *const scratch = all->scratch + part * round_up(SCRATCH);
+    float *const scratch = all->scratch + part * whole_lines(SCRATCH);
     if (all->down.n > 0) {
         compute_share(&all->down, part, parts, scratch);
         minilora_meet(parts);
@@ -101,7 +89,7 @@ static void mixed_part(const void *job, int part, int parts)
     const view x = all->whole.first.a;
     const ptrdiff_t n = all->whole.n, k = all->whole.first.k;
     const ptrdiff_t begin = part_start(all->n_spans, part, parts), end = part_start(all->n_spans, part + 1, parts);
-    float *const scratch = all->scratch + part * round_up(SCRATCH);
+    float *const scratch = all->scratch + part * whole_lines(SCRATCH);
     for (ptrdiff_t i = begin; i < end; i++) {
         const minilora_span span = all->spans[i];
         const product down = {
@@ -162,7 +150,7 @@ typedef struct {
 static void backward_part(const void *job, int part, int parts)
 {
     const backward_job *const all = job;
-    float *const scratch = all->scratch + part * round_up(SCRATCH);
+    float *const scratch = all->scratch + part * whole_lines(SCRATCH);
     const int low_rank = all->up.n > 0;
     if (low_rank && (all->whole.c || all->grad_a)) {
         compute_share(&all->up, part, parts, scratch);

@@ -6,7 +6,6 @@
 #include "internal.h"
 
 #include <math.h>
-#include <stdint.h>
 
 enum {
     SUMS = 4 * LANES,           /* partial sums of a row: as many chains of additions as keep up with the loads */
@@ -49,14 +48,7 @@ static int chunks_of(ptrdiff_t rows) { return (int)smaller(ceil_div(rows, CHUNK_
 
 size_t minilora_norm_workspace_f32(ptrdiff_t rows, ptrdiff_t d)
 {
-    return sizeof(float) * (size_t)(2 * chunks_of(rows) * d + 1);
-}
-
-/* The first float of a workspace of any alignment. */
-static float *first_float(void *workspace)
-{
-    const size_t off = (uintptr_t)workspace % sizeof(float);
-    return (float *)(void *)((char *)workspace + (off ? sizeof(float) - off : 0));
+    return ALIGN + sizeof(float) * (size_t)(2 * chunks_of(rows) * d);
 }
 
 /* total (+)= the chunks' parts, in order, in columns [j0, j1). */
@@ -157,7 +149,7 @@ void minilora_rms_norm_backward_f32(float *restrict grad_x, float *restrict grad
                                     const float *restrict weight, void *restrict workspace, ptrdiff_t rows,
                                     ptrdiff_t d, int accumulate, int n_threads)
 {
-    float *const parts = first_float(workspace);
+    float *const parts = aligned(workspace);
     const norm job = {
         .grad_x = grad_x, .grad_weight = grad_weight, .grad = grad, .x = x, .weight = weight, .inv = inv_rms,
         .weight_parts = parts, .bias_parts = parts + chunks_of(rows) * d, .rows = rows, .d = d, .count = count_of(d),
@@ -248,7 +240,7 @@ void minilora_layer_norm_backward_f32(float *restrict grad_x, float *restrict gr
                                       void *restrict workspace, ptrdiff_t rows, ptrdiff_t d, int accumulate,
                                       int n_threads)
 {
-    float *const parts = first_float(workspace);
+    float *const parts = aligned(workspace);
     const norm job = {
         .grad_x = grad_x, .grad_weight = grad_weight, .grad_bias = grad_bias, .grad = grad, .x = x, .weight = weight,
         .mean = mean, .inv = inv_std, .weight_parts = parts, .bias_parts = parts + chunks_of(rows) * d, .rows = rows,

@@ -76,7 +76,7 @@ static void pack_columns(float *restrict panel, view b, ptrdiff_t k0, ptrdiff_t 
 /* One line of a matrix, which is a row of every panel. */
 static void pack_line(float *restrict panels, ptrdiff_t panel_size, view b, ptrdiff_t k, ptrdiff_t j0, ptrdiff_t j1)
 {
-    float decoded[BLOCK_N + TILE_COLS];
+    float decoded[BLOCK_N];
     const float *line = decoded;
     if (b.storage == MINILORA_F32)
         line = line_of(b, k) + j0;

@@ -206,12 +206,12 @@ LORA = [
     ),
     Fault(
         "all threads have one scratch", "lora.c",
-        "const forward_job *const all = job;\n    float *const scratch = all->scratch + part * round_up(SCRATCH);",
+        "const forward_job *const all = job;\n    float *const scratch = all->scratch + part * whole_lines(SCRATCH);",
         "const forward_job *const all = job;\n    float *const scratch = all->scratch;", **RACE,
     ),
     Fault(
         "the workspace has the scratch of one thread", "lora.c",
-        "+ threads * round", "+ 0 * threads + round", **STRAY,
+        "+ threads * whole", "+ 0 * threads + whole", **STRAY,
     ),
     Fault("grad_h and the turned grad_A are one buffer", "lora.c", ".grad_h = start + 2 *", ".grad_h = start +"),
     Fault("grad_x reads A^T before it is written", "lora.c", "    if (grad_x)\n", "    if (grad_x && grad_a)\n"),
