@@ -14,13 +14,7 @@
  * and two more sums of d terms.  The sums over keys and rows are chains of 128 in each block, one sum a block, and one a cut (16).
  * A relative error t of an exponent becomes e^t - 1.
  */
-#include "minilora.h"
-
-#include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "check.h"
 
 typedef struct {
     ptrdiff_t b, t, s, h, g, d;
@@ -32,69 +26,19 @@ typedef struct {
     ptrdiff_t room;             /* positions that k and v have beyond s, as in a cache */
 } problem;
 
-static int failures, cases;
-static double largest_share;
-static uint64_t random_state = 1;
-static const double eps = 0x1p-24;
-
-/* A uniform number in [-1, 1): splitmix64. */
-static float uniform(void)
-{
-    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (float)((z ^ (z >> 31)) >> 40) / 8388608.0f - 1.0f;
-}
-
-typedef struct {
-    void *memory;
-    float *at;
-    ptrdiff_t size;
-} array;
-
-static array filled(ptrdiff_t size, ptrdiff_t offset, float with)
-{
-    array made = {malloc((size_t)(size + offset) * sizeof(float) + 1), NULL, size};
-    if (!made.memory)
-        abort();
-    /* The last float ends where the allocation ends, but for the byte that makes size 0 legal. */
-    made.at = (float *)made.memory + offset;
-    for (ptrdiff_t i = 0; i < size; i++)
-        made.at[i] = with;
-    return made;
-}
-
-static array drawn(ptrdiff_t size, ptrdiff_t offset, double scale)
-{
-    array made = filled(size, offset, 0);
-    for (ptrdiff_t i = 0; i < size; i++)
-        made.at[i] = (float)scale * uniform();
-    return made;
-}
-
 static void expect(const problem *p, const char *what, ptrdiff_t i, float got, double want, double allowed)
 {
-    const double off = fabs((double)got - want);
-    /* Written so that NaN fails. */
-    if (off <= allowed) {
-        if (allowed > 1e-30 && off / allowed > largest_share)
-            largest_share = off / allowed;
-        return;
-    }
-    if (failures++ < 20)
-        printf("FAIL %s: %s[%td] = %.9g, want %.9g +- %.3g  (b %td t %td s %td h %td g %td d %td causal %d window %td "
-               "masked %d size %g)\n", minilora_isa_name(minilora_isa_chosen()), what, i, (double)got, want, allowed,
-               p->b, p->t, p->s, p->h, p->g, p->d, p->causal, p->window, p->masked, p->size);
+    if (is_off((double)got, want, allowed))
+        printf("%s[%td] = %.9g, want %.9g +- %.3g  (b %td t %td s %td h %td g %td d %td causal %d window %td masked %d "
+               "size %g)\n", what, i, (double)got, want, allowed, p->b, p->t, p->s, p->h, p->g, p->d, p->causal,
+               p->window, p->masked, p->size);
 }
 
 static void expect_same_bits(const problem *p, const char *what, array one, array other)
 {
-    if (one.size == 0 || memcmp(one.at, other.at, (size_t)one.size * sizeof(float)) == 0)
-        return;
-    if (failures++ < 20)
-        printf("FAIL %s: %s  (b %td t %td s %td h %td g %td d %td causal %d window %td)\n",
-               minilora_isa_name(minilora_isa_chosen()), what, p->b, p->t, p->s, p->h, p->g, p->d, p->causal,
-               p->window);
+    if (differ(one.at, other.at, one.size))
+        printf("%s  (b %td t %td s %td h %td g %td d %td causal %d window %td)\n", what, p->b, p->t, p->s, p->h, p->g,
+               p->d, p->causal, p->window);
 }
 
 typedef struct {
@@ -194,7 +138,7 @@ static int is_seen(const problem *p, const inputs *in, ptrdiff_t entry, ptrdiff_
         && (!in->mask || in->mask[entry * p->s + s]);
 }
 
-static double growth(double t) { return expm1(t * eps < 40 ? t * eps : 40) * 1.01; }
+static double growth(double t) { return expm1(t * U < 40 ? t * U : 40) * 1.01; }
 
 /* Sums in double and, for each, the error it may have: (sums, allowed) of grad_k, grad_v. */
 typedef struct {
@@ -345,19 +289,4 @@ static void check_isa(void)
     }
 }
 
-int main(void)
-{
-    for (int isa = 0; isa < minilora_isa_count(); isa++) {
-        const int before = cases;
-        largest_share = 0;
-        if (!minilora_isa_choose(isa)) {
-            printf("%-10s does not run here, skipped\n", minilora_isa_name(isa));
-            continue;
-        }
-        check_isa();
-        printf("%-10s %d cases of attention, the largest error %.3f of what is allowed\n", minilora_isa_name(isa),
-               cases - before, largest_share);
-    }
-    printf("%d failures\n", failures);
-    return failures != 0;
-}
+int main(void) { return check_every_isa("attention", check_isa); }

@@ -6,13 +6,7 @@
  * minilora.h.  Outputs and workspaces start as NaN, every array has its exact size, and 1, 2 and 3 threads must
  * agree bit by bit.
  */
-#include "minilora.h"
-
-#include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "check.h"
 
 typedef struct {
     ptrdiff_t m, n, k;
@@ -20,67 +14,20 @@ typedef struct {
     double spread;              /* size of the logits */
 } problem;
 
-static int failures, cases;
-static double largest_share;
-static uint64_t random_state = 1;
-
-/* A uniform number in [-1, 1): splitmix64. */
-static float uniform(void)
-{
-    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (float)((z ^ (z >> 31)) >> 40) / 8388608.0f - 1.0f;
-}
-
-static void *new_bytes(size_t size)
-{
-    void *const made = malloc(size ? size : 1);
-    if (!made)
-        abort();
-    return made;
-}
-
-static float *nan_array(ptrdiff_t size)
-{
-    float *const made = new_bytes((size_t)size * sizeof *made);
-    for (ptrdiff_t i = 0; i < size; i++)
-        made[i] = NAN;
-    return made;
-}
-
-static float *random_array(ptrdiff_t size, double scale)
-{
-    float *const made = nan_array(size);
-    for (ptrdiff_t i = 0; i < size; i++)
-        made[i] = (float)(scale * (double)uniform());
-    return made;
-}
-
-static double gamma_of(double terms)
-{
-    const double eps = ldexp(1.0, -24);
-    return terms * eps / (1.0 - terms * eps);
-}
+static float *nan_array(ptrdiff_t size) { return filled(size, 0, NAN).at; }
+static float *random_array(ptrdiff_t size, double scale) { return drawn(size, 0, scale).at; }
 
 static void expect(const problem *p, const char *what, ptrdiff_t i, ptrdiff_t j, float got, double want, double allowed)
 {
-    const double share = fabs((double)got - want) / (allowed + 1e-37);  /* 1e-37: below the smallest normal number */
-    if (share <= 1.0) {         /* written so that NaN fails */
-        largest_share = share > largest_share ? share : largest_share;
-        return;
-    }
-    if (failures++ < 20)
-        printf("FAIL %s: %s[%td,%td] = %.9g, want %.9g +- %.3g  (m %td n %td k %td layout %d accumulate %d)\n",
-               minilora_isa_name(minilora_isa_chosen()), what, i, j, (double)got, want, allowed, p->m, p->n, p->k,
-               p->layout, p->accumulate);
+    if (is_off((double)got, want, allowed + 1e-37))     /* 1e-37: below the smallest normal number */
+        printf("%s[%td,%td] = %.9g, want %.9g +- %.3g  (m %td n %td k %td layout %d accumulate %d)\n", what, i, j,
+               (double)got, want, allowed, p->m, p->n, p->k, p->layout, p->accumulate);
 }
 
 static void expect_same(const problem *p, const char *what, const float *one, const float *other, ptrdiff_t size)
 {
-    if (size > 0 && memcmp(one, other, (size_t)size * sizeof *one) != 0 && failures++ < 20)
-        printf("FAIL %s: other bits of %s  (m %td n %td k %td layout %d)\n", minilora_isa_name(minilora_isa_chosen()),
-               what, p->m, p->n, p->k, p->layout);
+    if (differ(one, other, size))
+        printf("other bits of %s  (m %td n %td k %td layout %d)\n", what, p->m, p->n, p->k, p->layout);
 }
 
 /* A row's exact loss, the gradient of its logits times the factor, and how far both may be off; logits in double, each
@@ -290,13 +237,13 @@ static void check_what_is_not_finite(void)
     const int64_t label = 0;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         row_outputs out = run_rows(1, 4, rows[i], &factor, &label, 1);
-        if (!isnan(out.losses[0]) && !(rows[i][1] == INFINITY && out.losses[0] == INFINITY) && failures++ < 20)
-            printf("FAIL not finite: row %zu has the loss %g\n", i, (double)out.losses[0]);
+        if (!isnan(out.losses[0]) && !(rows[i][1] == INFINITY && out.losses[0] == INFINITY) && fails())
+            printf("not finite: row %zu has the loss %g\n", i, (double)out.losses[0]);
         free_rows(&out);
     }
     row_outputs alone = run_rows(1, 1, &rows[5][0], &factor, &label, 1);
-    if (!isnan(alone.losses[0]) && failures++ < 20)
-        printf("FAIL not finite: -Inf alone has the loss %g\n", (double)alone.losses[0]);
+    if (!isnan(alone.losses[0]) && fails())
+        printf("not finite: -Inf alone has the loss %g\n", (double)alone.losses[0]);
     free_rows(&alone);
     cases++;
 }
@@ -322,19 +269,4 @@ static void check_isa(void)
     check_what_is_not_finite();
 }
 
-int main(void)
-{
-    for (int isa = 0; isa < minilora_isa_count(); isa++) {
-        const int before = cases;
-        largest_share = 0.0;
-        if (!minilora_isa_choose(isa)) {
-            printf("%-10s does not run here, skipped\n", minilora_isa_name(isa));
-            continue;
-        }
-        check_isa();
-        printf("%-10s %d cases of cross-entropy, largest error %.2f of what is allowed\n", minilora_isa_name(isa),
-               cases - before, largest_share);
-    }
-    printf("%d failures\n", failures);
-    return failures != 0;
-}
+int main(void) { return check_every_isa("cross-entropy", check_isa); }

@@ -6,13 +6,7 @@
  *   test_lora        every case
  *   test_lora few    each path, tail and limit once
  */
-#include "minilora.h"
-
-#include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "check.h"
 
 typedef struct {
     ptrdiff_t m, n, k, r;
@@ -21,55 +15,12 @@ typedef struct {
     int storage;
 } problem;
 
-static int failures, cases;
-
-static uint64_t random_state = 1;
-
-/* A uniform number in [-1, 1): splitmix64. */
-static float uniform(void)
-{
-    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (float)((z ^ (z >> 31)) >> 40) / 8388608.0f - 1.0f;
-}
-
-typedef struct {
-    void *memory;
-    float *at;
-    ptrdiff_t size;
-} array;
-
-static array new_array(ptrdiff_t size, ptrdiff_t offset)
-{
-    array made = {malloc((size_t)(size + offset) * sizeof(float) + 1), NULL, size};
-    if (!made.memory)
-        abort();
-    /* The last float ends where the allocation ends, but for the byte that makes size 0 legal. */
-    made.at = (float *)made.memory + offset;
-    return made;
-}
-
-static array random_array(ptrdiff_t size, ptrdiff_t offset)
-{
-    array made = new_array(size, offset);
-    for (ptrdiff_t i = 0; i < size; i++)
-        made.at[i] = uniform();
-    return made;
-}
-
 static array copy_of(array from, ptrdiff_t offset)
 {
-    array made = new_array(from.size, offset);
+    array made = filled(from.size, offset, 0);
     if (from.size)
         memcpy(made.at, from.at, (size_t)from.size * sizeof(float));
     return made;
-}
-
-static double gamma_of(ptrdiff_t terms)
-{
-    const double eps = ldexp(1.0, -24);
-    return (double)terms * eps / (1.0 - (double)terms * eps);
 }
 
 /* value = sum of scale * a[i] * b[j] over pairs `terms` apart, size = the sum of absolute values. */
@@ -90,22 +41,17 @@ static sum dot(const float *a, ptrdiff_t a_step, const float *b, ptrdiff_t b_ste
 
 static void expect(const problem *p, const char *what, ptrdiff_t i, ptrdiff_t j, float got, sum want, double allowed)
 {
-    /* Written so that NaN fails. */
-    if (fabs((double)got - want.value) <= allowed)
-        return;
-    if (failures++ < 20)
-        printf("FAIL %s: %s[%td,%td] = %.9g, want %.9g +- %.3g  (m %td n %td k %td r %td layout %d bias %d "
-               "accumulate %d offset %td storage %d)\n", minilora_isa_name(minilora_isa_chosen()), what, i, j, (double)got,
-               want.value, allowed, p->m, p->n, p->k, p->r, p->layout, p->with_bias, p->accumulate, p->offset, p->storage);
+    if (is_off((double)got, want.value, allowed))
+        printf("%s[%td,%td] = %.9g, want %.9g +- %.3g  (m %td n %td k %td r %td layout %d bias %d accumulate %d "
+               "offset %td storage %d)\n", what, i, j, (double)got, want.value, allowed, p->m, p->n, p->k, p->r,
+               p->layout, p->with_bias, p->accumulate, p->offset, p->storage);
 }
 
 static void expect_same_bits(const problem *p, const char *what, array one, array other, int threads)
 {
-    if (one.size == 0 || memcmp(one.at, other.at, (size_t)one.size * sizeof(float)) == 0)
-        return;
-    if (failures++ < 20)
-        printf("FAIL %s: %s differs between 1 and %d threads  (m %td n %td k %td r %td layout %d)\n",
-               minilora_isa_name(minilora_isa_chosen()), what, threads, p->m, p->n, p->k, p->r, p->layout);
+    if (differ(one.at, other.at, one.size))
+        printf("%s differs between 1 and %d threads  (m %td n %td k %td r %td layout %d)\n", what, threads, p->m, p->n,
+               p->k, p->r, p->layout);
 }
 
 typedef struct {
@@ -117,25 +63,17 @@ typedef struct {
     array y, hidden, grad_x, grad_a, grad_b;
 } outputs;
 
-static array nan_array(ptrdiff_t size, ptrdiff_t offset)
-{
-    array made = new_array(size, offset);
-    for (ptrdiff_t i = 0; i < size; i++)
-        made.at[i] = NAN;
-    return made;
-}
-
 static outputs run(const problem *p, const inputs *in, int threads)
 {
     const float scale = 0.75f;
     const size_t bytes = minilora_lora_workspace_f32(p->m, p->n, p->k, p->r, threads);
     void *workspace = malloc(bytes);
     outputs out = {
-        .y = nan_array(p->m * p->n, p->offset),
-        .hidden = nan_array(p->m * p->r, p->offset),
-        .grad_x = nan_array(p->m * p->k, p->offset),
-        .grad_a = p->accumulate ? copy_of(in->old_a, p->offset) : nan_array(p->k * p->r, p->offset),
-        .grad_b = p->accumulate ? copy_of(in->old_b, p->offset) : nan_array(p->r * p->n, p->offset),
+        .y = filled(p->m * p->n, p->offset, NAN),
+        .hidden = filled(p->m * p->r, p->offset, NAN),
+        .grad_x = filled(p->m * p->k, p->offset, NAN),
+        .grad_a = p->accumulate ? copy_of(in->old_a, p->offset) : filled(p->k * p->r, p->offset, NAN),
+        .grad_b = p->accumulate ? copy_of(in->old_b, p->offset) : filled(p->r * p->n, p->offset, NAN),
     };
     if (!workspace)
         abort();
@@ -174,7 +112,7 @@ static void check_values(const problem *p, const inputs *in, const outputs *out)
         double *const row = allowed + i * r;
         for (ptrdiff_t q = 0; q < r; q++) {
             const sum s = dot(in->x.at + i * k, 1, in->a.at + q, r, k, 1);
-            row[q] = gamma_of(k + 2) * s.size;
+            row[q] = gamma_of((double)(k + 2)) * s.size;
             expect(p, "hidden", i, q, out->hidden.at[i * r + q], s, row[q]);
         }
         for (ptrdiff_t j = 0; j < n; j++) {
@@ -182,21 +120,21 @@ static void check_values(const problem *p, const inputs *in, const outputs *out)
             const sum s = dot(in->x.at + i * k, 1, in->w.at + j * w_n, w_k, k, 1);
             const sum t = dot(out->hidden.at + i * r, 1, in->b.at + j, n, r, scale);
             const sum all = {bias + s.value + t.value, fabs(bias) + s.size + t.size};
-            expect(p, "y", i, j, out->y.at[i * n + j], all, gamma_of(k + r + 2) * all.size);
+            expect(p, "y", i, j, out->y.at[i * n + j], all, gamma_of((double)(k + r + 2)) * all.size);
         }
     }
     for (ptrdiff_t i = 0; i < m; i++) {
         for (ptrdiff_t q = 0; q < r; q++) {
             const sum s = dot(in->grad.at + i * n, 1, in->b.at + q * n, 1, n, 1);
             grad_h[i * r + q] = (float)s.value;
-            allowed[i * r + q] = gamma_of(n + 3) * s.size;
+            allowed[i * r + q] = gamma_of((double)(n + 3)) * s.size;
         }
         for (ptrdiff_t j = 0; j < k; j++) {
             const sum s = dot(in->grad.at + i * n, 1, in->w.at + j * w_k, w_n, n, 1);
             const sum t = dot(grad_h + i * r, 1, in->a.at + j * r, 1, r, scale);
             const sum all = {s.value + t.value, s.size + t.size};
-            expect(p, "grad_x", i, j, out->grad_x.at[i * k + j], all, gamma_of(n + r + 2) * all.size
-                   + inner_error(allowed + i * r, in->a.at + j * r, 1, r, scale) * (1 + gamma_of(r + 2)));
+            expect(p, "grad_x", i, j, out->grad_x.at[i * k + j], all, gamma_of((double)(n + r + 2)) * all.size
+                   + inner_error(allowed + i * r, in->a.at + j * r, 1, r, scale) * (1 + gamma_of((double)(r + 2))));
         }
     }
     for (ptrdiff_t q = 0; q < r; q++) {
@@ -208,13 +146,13 @@ static void check_values(const problem *p, const inputs *in, const outputs *out)
             for (ptrdiff_t i = 0; i < m; i++)
                 inner += allowed[i * r + q] * fabs(scale * (double)in->x.at[i * k + j]);
             expect(p, "grad_a", j, q, out->grad_a.at[j * r + q], all,
-                   gamma_of(m + 2) * all.size + inner * (1 + gamma_of(m + 2)));
+                   gamma_of((double)(m + 2)) * all.size + inner * (1 + gamma_of((double)(m + 2))));
         }
         for (ptrdiff_t j = 0; j < n; j++) {
             const double old = p->accumulate ? (double)in->old_b.at[q * n + j] : 0;
             const sum s = dot(out->hidden.at + q, r, in->grad.at + j, n, m, scale);
             const sum all = {old + s.value, fabs(old) + s.size};
-            expect(p, "grad_b", q, j, out->grad_b.at[q * n + j], all, gamma_of(m + 2) * all.size);
+            expect(p, "grad_b", q, j, out->grad_b.at[q * n + j], all, gamma_of((double)(m + 2)) * all.size);
         }
     }
     free(allowed);
@@ -278,10 +216,10 @@ static unsigned char *store(int storage, array w)
 static inputs new_inputs(const problem *p)
 {
     inputs made = {
-        .x = random_array(p->m * p->k, p->offset), .w = random_array(p->k * p->n, p->offset),
-        .a = random_array(p->k * p->r, p->offset), .b = random_array(p->r * p->n, p->offset),
-        .bias = random_array(p->n, p->offset), .grad = random_array(p->m * p->n, p->offset),
-        .old_a = random_array(p->k * p->r, p->offset), .old_b = random_array(p->r * p->n, p->offset),
+        .x = drawn(p->m * p->k, p->offset, 1), .w = drawn(p->k * p->n, p->offset, 1),
+        .a = drawn(p->k * p->r, p->offset, 1), .b = drawn(p->r * p->n, p->offset, 1),
+        .bias = drawn(p->n, p->offset, 1), .grad = drawn(p->m * p->n, p->offset, 1),
+        .old_a = drawn(p->k * p->r, p->offset, 1), .old_b = drawn(p->r * p->n, p->offset, 1),
     };
     made.stored = store(p->storage, made.w);
     return made;
@@ -357,8 +295,8 @@ static void check_infinity_stays_in_its_column(problem p)
     outputs out = run(&p, &in, 2);
     for (ptrdiff_t i = 0; i < p.m; i++)
         for (ptrdiff_t j = 0; j < p.n; j++)
-            if (isfinite(out.y.at[i * p.n + j]) == (j == column) && failures++ < 20)
-                printf("FAIL infinity: y[%td,%td] = %g\n", i, j, (double)out.y.at[i * p.n + j]);
+            if (isfinite(out.y.at[i * p.n + j]) == (j == column) && fails())
+                printf("infinity: y[%td,%td] = %g\n", i, j, (double)out.y.at[i * p.n + j]);
     free_outputs(&out);
     free_inputs(&in);
     cases++;
@@ -459,18 +397,5 @@ int main(int argc, char **argv)
         puts("FAIL: an instruction set out of range was accepted");
         failures++;
     }
-    for (int isa = 0; isa < minilora_isa_count(); isa++) {
-        const int before = cases;
-        if (!minilora_isa_choose(isa)) {
-            printf("%-10s does not run here, skipped\n", minilora_isa_name(isa));
-            continue;
-        }
-        if (few)
-            check_few();
-        else
-            check_isa();
-        printf("%-10s %d cases\n", minilora_isa_name(isa), cases - before);
-    }
-    printf("%s, OpenMP %s: %d failures\n", minilora_compiler(), minilora_has_openmp() ? "on" : "off", failures);
-    return failures != 0;
+    return check_every_isa("lora", few ? check_few : check_isa);
 }

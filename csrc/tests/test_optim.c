@@ -4,56 +4,17 @@
  * no difference in it; the root halves these and adds one, its two neighbours one each, quotient, product and
  * difference the rest.  1, 2 and 3 threads must agree bit by bit, and what lies beside an array stay as it is.
  */
-#include "minilora.h"
-
-#include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "check.h"
 
 enum { COUNT = 9, WEIGHT = 0, MEAN = 1, SQUARE = 2, GRAD = 3, KINDS = 4 };
 
 static const ptrdiff_t sizes[COUNT] = {0, 1, 7, 8191, 0, 8192, 8193, 40000, 33};
 static const float keep = 0.9985f, mean_share = 0.1f, square_keep = 0.999f, square_share = 0.001f, tiny = 1e-8f;
 
-static int failures;
-static double largest_share;
-static uint64_t random_state = 1;
-
-/* A uniform number in [-1, 1): splitmix64. */
-static float uniform(void)
-{
-    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (float)((z ^ (z >> 31)) >> 40) / 8388608.0f - 1.0f;
-}
-
-static void *new_bytes(size_t size)
-{
-    void *const made = malloc(size ? size : 1);
-    if (!made)
-        abort();
-    return made;
-}
-
-static double gamma_of(double terms)
-{
-    const double eps = ldexp(1.0, -24);
-    return terms * eps / (1.0 - terms * eps);
-}
-
 static void expect(const char *what, ptrdiff_t a, ptrdiff_t j, double got, double want, double allowed)
 {
-    const double share = fabs(got - want) / (allowed + 1e-44);  /* 1e-44: some units of the smallest number there is */
-    if (share <= 1.0) {         /* written so that NaN fails */
-        largest_share = share > largest_share ? share : largest_share;
-        return;
-    }
-    if (failures++ < 20)
-        printf("FAIL %s: %s of element %td of array %td = %.9g, want %.9g +- %.3g\n",
-               minilora_isa_name(minilora_isa_chosen()), what, j, a, got, want, allowed);
+    if (is_off(got, want, allowed + 1e-44))     /* 1e-44: some units of the smallest number there is */
+        printf("%s of element %td of array %td = %.9g, want %.9g +- %.3g\n", what, j, a, got, want, allowed);
 }
 
 /* Parameters of many sizes, gradients of many magnitudes. */
@@ -117,12 +78,13 @@ static void check_adamw(void)
         step(other, rates, roots, threads);
         for (int kind = 0; kind < KINDS; kind++)
             for (ptrdiff_t a = 0; a < COUNT; a++)
-                if (memcmp(after[kind][a], other[kind][a], (size_t)sizes[a] * sizeof(float)) && failures++ < 20)
-                    printf("FAIL: array %td of kind %d differs between 1 and %d threads\n", a, kind, threads);
+                if (differ(after[kind][a], other[kind][a], sizes[a]))
+                    printf("array %td of kind %d differs between 1 and %d threads\n", a, kind, threads);
         release(other);
     }
     release(before);
     release(after);
+    cases += COUNT;
 }
 
 static void check_square_sum_and_scale(void)
@@ -143,11 +105,11 @@ static void check_square_sum_and_scale(void)
         expect("sum of squares", 0, threads, sum, want, 2.0 * 64616.0 * ldexp(1.0, -53) * want);
         if (threads == 1)
             first = sum;
-        if (sum != first && failures++ < 20)
-            printf("FAIL: the sum of squares differs between 1 and %d threads\n", threads);
+        if (sum != first && fails())
+            printf("the sum of squares differs between 1 and %d threads\n", threads);
     }
-    if (minilora_square_sum_f32(NULL, NULL, NULL, 0, 2) != 0.0 && failures++ < 20)
-        puts("FAIL: the sum of nothing is not zero");
+    if (minilora_square_sum_f32(NULL, NULL, NULL, 0, 2) != 0.0 && fails())
+        puts("the sum of nothing is not zero");
     minilora_scale_f32(all[MEAN], sizes, COUNT, 0.37f, 2);
     float *same[KINDS][COUNT];
     draw(same);
@@ -156,20 +118,13 @@ static void check_square_sum_and_scale(void)
             expect("scaled", a, j, (double)all[MEAN][a][j], (double)(same[MEAN][a][j] * 0.37f), 0.0);
     release(all);
     release(same);
+    cases += 2;
 }
 
-int main(void)
+static void check_isa(void)
 {
-    for (int isa = 0; isa < minilora_isa_count(); isa++) {
-        largest_share = 0.0;
-        if (!minilora_isa_choose(isa)) {
-            printf("%-10s does not run here, skipped\n", minilora_isa_name(isa));
-            continue;
-        }
-        check_adamw();
-        check_square_sum_and_scale();
-        printf("%-10s optimiser, largest error %.2f of what is allowed\n", minilora_isa_name(isa), largest_share);
-    }
-    printf("%d failures\n", failures);
-    return failures != 0;
+    check_adamw();
+    check_square_sum_and_scale();
 }
+
+int main(void) { return check_every_isa("the optimiser", check_isa); }

@@ -4,28 +4,9 @@
  * Outputs and workspaces start as NaN, every array is its own allocation of the exact size (so that AddressSanitizer
  * sees one float too many), and each case runs with 1, 2 and 3 threads, which must agree bit by bit.
  */
-#include "minilora.h"
+#include "check.h"
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-static const double U = 0x1p-24;
-static int failures, cases;
-static double largest;          /* error as a share of what is allowed */
 static const char *what = "";
-
-static uint64_t random_state = 1;
-
-/* A uniform number in [-1, 1): splitmix64. */
-static float uniform(void)
-{
-    uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (float)((z ^ (z >> 31)) >> 40) / 8388608.0f - 1.0f;
-}
 
 /* All that a case allocates; freed at its end.  The last float ends one byte before the allocation does, which makes
  * size 0 legal. */
@@ -63,26 +44,16 @@ static float *numbers(ptrdiff_t size, float magnitude, float centre)
     return made;
 }
 
-static double gamma_of(double terms) { return terms * U / (1.0 - terms * U); }
-
 static void expect(ptrdiff_t i, ptrdiff_t j, float got, double want, double allowed)
 {
-    const double off = fabs((double)got - want);
-    if (off > 0 && off / allowed > largest)
-        largest = off / allowed;
-    if (off <= allowed)         /* written so that NaN fails */
-        return;
-    if (failures++ < 20)
-        printf("FAIL %s: %s[%td,%td] = %.9g, want %.9g +- %.3g\n", minilora_isa_name(minilora_isa_chosen()), what, i, j,
-               (double)got, want, allowed);
+    if (is_off((double)got, want, allowed))
+        printf("%s[%td,%td] = %.9g, want %.9g +- %.3g\n", what, i, j, (double)got, want, allowed);
 }
 
 static void expect_same(const float *one, const float *other, ptrdiff_t size, int threads)
 {
-    if (size == 0 || memcmp(one, other, (size_t)size * sizeof(float)) == 0)
-        return;
-    if (failures++ < 20)
-        printf("FAIL %s: %s differs between 1 and %d threads\n", minilora_isa_name(minilora_isa_chosen()), what, threads);
+    if (differ(one, other, size))
+        printf("%s differs between 1 and %d threads\n", what, threads);
 }
 
 static void check_rms_norm(ptrdiff_t rows, ptrdiff_t d)
@@ -363,19 +334,18 @@ static void check_special_values(void)
             minilora_swiglu_forward_f32(y, x, one, 4, 1);
         if (k >= 2)
             minilora_gelu_forward_f32(y, x, 4, k - 2, 1);
-        if (!isnan(y[0]) || !isinf(y[1]) || !isnan(y[2]) || !isfinite(y[3]))
-            printf("FAIL special value %d: %g %g %g %g\n", k, (double)y[0], (double)y[1], (double)y[2], (double)y[3]),
-                failures++;
+        if ((!isnan(y[0]) || !isinf(y[1]) || !isnan(y[2]) || !isfinite(y[3])) && fails())
+            printf("special value %d: %g %g %g %g\n", k, (double)y[0], (double)y[1], (double)y[2], (double)y[3]);
     }
     const float rows[6] = {1, NAN, 2, 3, INFINITY, 4}, weight[3] = {1, 1, 1}, bias[3] = {0, 0, 0};
     float out[9], kept[3], mean[3];
     minilora_rms_norm_forward_f32(out, kept, rows, weight, 2, 3, 0, 1);
-    if (!isnan(out[0]) || !isnan(out[2]) || !(out[3] == 0) || !isnan(out[4]))
-        printf("FAIL rms_norm of NaN and infinity\n"), failures++;
+    if ((!isnan(out[0]) || !isnan(out[2]) || !(out[3] == 0) || !isnan(out[4])) && fails())
+        puts("rms_norm of NaN and infinity");
     minilora_layer_norm_forward_f32(out, mean, kept, rows, weight, bias, 2, 3, 0, 1);
     for (int i = 0; i < 6; i++)
-        if (!isnan(out[i]))
-            printf("FAIL layer_norm of NaN and infinity\n"), failures++;
+        if (!isnan(out[i]) && fails())
+            puts("layer_norm of NaN and infinity");
     cases++;
 }
 
@@ -461,19 +431,4 @@ static void check_isa(void)
     check_special_values();
 }
 
-int main(void)
-{
-    for (int isa = 0; isa < minilora_isa_count(); isa++) {
-        const int before = cases;
-        largest = 0;
-        if (!minilora_isa_choose(isa)) {
-            printf("%-10s does not run here, skipped\n", minilora_isa_name(isa));
-            continue;
-        }
-        check_isa();
-        printf("%-10s %d cases, the largest error is %.2f of what is allowed\n", minilora_isa_name(isa), cases - before,
-               largest);
-    }
-    printf("rows, OpenMP %s: %d failures\n", minilora_has_openmp() ? "on" : "off", failures);
-    return failures != 0;
-}
+int main(void) { return check_every_isa("rows", check_isa); }
