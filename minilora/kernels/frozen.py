@@ -66,7 +66,8 @@ class FrozenWeight:
         return self
 
     def _set(self, stored: NDArray[Any], by_rows: bool, storage: str, shape: tuple[int, ...]) -> None:
-        self._stored = stored.view()
+        # The kernel reads floats where they lie, the rest at any address.
+        self._stored = (np.require(stored, requirements="A") if storage == "f32" else stored).view()
         self._stored.flags.writeable = False
         self.by_rows = by_rows  # the stored rows run over the first axis of `shape`
         self.storage = storage

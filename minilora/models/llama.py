@@ -21,9 +21,8 @@ from minilora.models.config import LlamaConfig
 from minilora.nn import Embedding, Linear, Module, RMSNorm
 
 Array = NDArray[Any]
-Adapters = (
-    str | Sequence[str | None] | None
-)  # of a call: one for all rows, one (or None) a row, or what set_adapter chose
+# Of a call: one for all rows, one (or None) a row, or what set_adapter chose.
+Adapters = str | Sequence[str | None] | None
 IGNORED = -100  # a label that is not counted
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from minilora import kernels
 from minilora.autograd import op
 from minilora.errors import ConfigError, ShapeError
+from minilora.ops.linear import contiguous
 
 Array = NDArray[Any]
 
@@ -119,8 +120,8 @@ def _attention_kernel(
     need: tuple[bool, ...],
 ) -> tuple[Array, Any]:
     _assert_settings(q.shape, k.shape, causal, window, scale)
-    q, k, v = np.ascontiguousarray(q), _by_entry(k), _by_entry(v)
-    mask = None if mask is None else np.ascontiguousarray(mask)
+    q, k, v = contiguous(q), _by_entry(k), _by_entry(v)
+    mask = None if mask is None else contiguous(mask)
     settings = causal, window, _factor(q, scale), any(need)
     y, stats = kernels.compiled().attention_forward(q, k, v, mask, *settings, kernels.threads())
     # y costs no memory where the next layer keeps it, as a linear one does.
@@ -133,14 +134,14 @@ def _attention_kernel_vjp(
     grad: Array, saved: Any, need: tuple[bool, ...], *, causal: bool, window: int | None, scale: float | None
 ) -> tuple[Array | None, ...]:
     settings = causal, window, _factor(saved[0], scale), need[:3]
-    operands = np.ascontiguousarray(grad), *saved
+    operands = contiguous(grad), *saved
     return *kernels.compiled().attention_backward(*operands, *settings, kernels.threads()), None
 
 
 def _by_entry(x: Array) -> Array:
     """x (B, S, G, D) with each batch entry C-contiguous; the entries may lie apart, as in a cache."""
     apart = x.size > 0 and x[0].flags.c_contiguous and x.strides[0] >= x[0].nbytes and x.strides[0] % x.itemsize == 0
-    return x if apart and x.flags.aligned else np.ascontiguousarray(x)
+    return x if apart and x.flags.aligned else contiguous(x)
 
 
 def _factor(q: Array, scale: float | None) -> Any:

@@ -11,7 +11,7 @@ from minilora import kernels
 from minilora.autograd import Index, op
 from minilora.errors import ShapeError
 from minilora.kernels.frozen import FrozenWeight
-from minilora.ops.linear import packed, rows
+from minilora.ops.linear import contiguous, packed, rows
 
 Array = NDArray[Any]
 
@@ -68,4 +68,4 @@ def _embedding_kernel_vjp(grad: Array, saved: Any, need: tuple[bool, ...]) -> tu
 
 
 def _flat(ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    return np.ascontiguousarray(ids.reshape(-1), np.int64)
+    return contiguous(ids.reshape(-1).astype(np.int64, copy=False))

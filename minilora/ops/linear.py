@@ -53,7 +53,7 @@ def _linear_kernel(
     x: Array, W: Array | FrozenWeight, bias: Array | None = None, *, need: tuple[bool, ...]
 ) -> tuple[Array, Any]:
     flat = packed(x)
-    bias = None if bias is None else np.ascontiguousarray(bias)
+    bias = None if bias is None else contiguous(bias)
     y, _ = kernels.compiled().lora_forward(flat, readable(W), None, None, bias, 1.0, kernels.threads())
     return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] else None, W)
 
@@ -87,5 +87,5 @@ def contiguous(x: Array) -> Array:
 
 
 def readable(W: Array | FrozenWeight) -> Array | FrozenWeight:
-    """W (K, N) as the kernel takes it: a FrozenWeight, or an array in C or Fortran order."""
-    return W if isinstance(W, FrozenWeight) or W.flags.forc else np.ascontiguousarray(W)
+    """W (K, N) as the kernel takes it: a FrozenWeight, or an aligned array in C or Fortran order."""
+    return W if isinstance(W, FrozenWeight) or (W.flags.forc and W.flags.aligned) else contiguous(W)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from minilora import kernels
 from minilora.autograd import Index, op
 from minilora.kernels.frozen import FrozenWeight
-from minilora.ops.linear import packed, readable, rows
+from minilora.ops.linear import contiguous, packed, readable, rows
 from minilora.ops.loss import REDUCTIONS, check_reduction, counted_labels
 
 Array = NDArray[Any]
@@ -151,7 +151,7 @@ def _by_kernel(
     x: Array, W: Any, labels: NDArray[np.integer[Any]], counted: NDArray[np.bool_], factors: Array, need: Need
 ) -> tuple[Array, Array | None, Array | None]:
     """What ``_in_chunks`` gives."""
-    flat, wanted, share = packed(x), labels.reshape(-1).astype(np.int64), np.ascontiguousarray(factors.reshape(-1))
+    flat, wanted, share = packed(x), labels.reshape(-1).astype(np.int64), contiguous(factors.reshape(-1))
     call = kernels.compiled().linear_cross_entropy
     if counted.all():
         losses, grad_x, grad_W = call(flat, readable(W), wanted, share, need, kernels.threads())

@@ -13,7 +13,7 @@ from minilora import kernels
 from minilora.autograd import op
 from minilora.errors import ShapeError
 from minilora.kernels.frozen import FrozenWeight
-from minilora.ops.linear import packed, readable, rows
+from minilora.ops.linear import contiguous, packed, readable, rows
 
 Array = NDArray[Any]
 
@@ -77,7 +77,7 @@ def _lora_matmul_kernel(
     x: Array, W: Any, A: Array, B: Array, scale: float = 1.0, bias: Array | None = None, *, need: tuple[bool, ...]
 ) -> tuple[Array, Any]:
     flat, A, B = packed(x), packed(A), packed(B)
-    bias = None if bias is None else np.ascontiguousarray(bias)
+    bias = None if bias is None else contiguous(bias)
     y, hidden = kernels.compiled().lora_forward(flat, readable(W), A, B, bias, scale, kernels.threads())
     return y.reshape(*x.shape[:-1], y.shape[-1]), (flat if need[1] or need[2] else None, W, A, B, hidden)
 
@@ -175,7 +175,7 @@ def _mixed_lora_matmul_kernel(
 ) -> tuple[Array, Any]:
     _assert_pairs(x.shape[-1], W.shape[1], index, factors, scales)
     flat, which, factors = packed(x), index.reshape(-1), tuple(map(packed, factors))
-    bias = None if bias is None else np.ascontiguousarray(bias)
+    bias = None if bias is None else contiguous(bias)
     y, hidden = kernels.compiled().mixed_lora_forward(
         flat, readable(W), which, factors[::2], factors[1::2], bias, scales, kernels.threads()
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from minilora import kernels
 from minilora.autograd import Index, Interval, op
 from minilora.errors import ConfigError, ShapeError
-from minilora.ops.linear import packed
+from minilora.ops.linear import contiguous, packed
 
 Array = NDArray[Any]
 Need = tuple[bool, ...]
@@ -162,7 +162,7 @@ def _cross_entropy_kernel_vjp(grad: Array, saved: Any, need: Need, **settings: A
     if not need[0]:
         return None, None, None
     logits, peaks, others, labels, divisor = kept
-    factors = np.ascontiguousarray(np.broadcast_to(grad / grad.dtype.type(divisor), shape[:-1])).reshape(-1)
+    factors = contiguous(np.broadcast_to(grad / grad.dtype.type(divisor), shape[:-1])).reshape(-1)
     call = kernels.compiled().cross_entropy_backward
     return call(logits, peaks, others, factors, labels, kernels.threads()).reshape(shape), None, None
 

@@ -126,7 +126,7 @@ def purity_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
 
 
 def layout_law(call: Call, rng: np.random.Generator, tally: Tally) -> None:
-    """Fortran order, strides, reversed and transposed views give what contiguous arrays give."""
+    """Fortran order, strides, reversed and unaligned views give what contiguous arrays give."""
     other = call.having({i: relaid(a, rng) for i, a in enumerate(call.arrays) if isinstance(a, np.ndarray)})
     grads = cotangents_of(call.forward()[0], rng)
     expected = Expected(call, grads, np.float64, rng)

@@ -41,8 +41,8 @@ def lock(saved: Any) -> None:
 
 
 def relaid(array: Array, rng: np.random.Generator) -> Array:
-    """The same values in another memory layout: Fortran order, every second of a row, or backwards."""
-    layout = rng.integers(3)
+    """The same values in another memory layout: Fortran order, every second of a row, backwards, or not aligned."""
+    layout = rng.integers(4)
     if array.ndim == 0:
         return frozen(array)
     if layout == 0:
@@ -51,6 +51,10 @@ def relaid(array: Array, rng: np.random.Generator) -> Array:
         wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
         wide[..., ::2] = array
         return frozen(wide[..., ::2])
+    if layout == 2:
+        moved = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+        moved[...] = array
+        return frozen(moved)
     back = (slice(None, None, -1),) * array.ndim
     return frozen(np.ascontiguousarray(array[back])[back])
 

@@ -10,6 +10,7 @@ import pytest
 from minilora.errors import ShapeError
 from minilora.formats.quant import STORAGES, dequantize
 from minilora.kernels.frozen import FrozenWeight
+from minilora.ops import linear
 
 
 def matrix(shape=(3, 4), dtype=np.float32):
@@ -45,6 +46,13 @@ def test_a_contiguous_array_is_viewed_not_copied(dtype, order):
 def test_a_strided_array_is_packed():
     array = matrix((6, 8))[::2, ::2]
     np.testing.assert_array_equal(FrozenWeight(array).dequantize(), array)
+
+
+def test_float32_is_moved_to_where_the_kernel_can_read_it():
+    array = np.empty(3 * 4 * 4 + 1, np.uint8)[1:].view(np.float32).reshape(3, 4)
+    array[...] = matrix()
+    for frozen in (FrozenWeight(array), FrozenWeight.from_blocks(array.view(np.uint8), "f32", transposed=False)):
+        np.testing.assert_array_equal(linear(np.eye(3, dtype=np.float32), frozen).data, matrix())
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

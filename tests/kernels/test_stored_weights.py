@@ -23,6 +23,13 @@ def stored_weight(storage: str, lines: int, length: int, *, transposed: bool) ->
 
 
 @pytest.mark.native
+def test_the_kernel_reads_what_loading_leaves_as_it_is():
+    from minilora.kernels import _kernels
+
+    assert tuple(_kernels.STORAGES) == kernels.STORAGES
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("rows", [1, 2, 3, 16, 17, 50, 130])
 @pytest.mark.parametrize("transposed", [True, False], ids=["W (N, K)", "W (K, N)"])
 @pytest.mark.parametrize("storage", STORED)
