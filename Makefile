@@ -74,9 +74,9 @@ test-reference: $(VENV)/.ready  ## run the tests with the NumPy backend
 test-no-compiler:  ## install and test where no compiler can be found
 	tests/no_compiler.sh $(PYTHON) $(BARE) '$(MODEL)'
 
-test-c: $(VENV)/.ready  ## build and run the C tests: plain, sanitized, without OpenMP, with a race detector; plant faults
+test-c: $(VENV)/.ready  ## build and run the C tests: plain, sanitized, without OpenMP, with a race detector; as a library; with faults planted
 	$(MAKE) -C csrc/tests
-	$(BIN)/python -m pytest -q tests/kernels/test_planted_kernels.py
+	$(BIN)/python -m pytest -q tests/kernels/test_c_library.py tests/kernels/test_planted_kernels.py
 
 interop: $(INTEROP)/.ready  ## check against torch, PEFT, transformers, … (and the demo's adapter, if it is there)
 	HF_HUB_OFFLINE=1 MINILORA_ADAPTER=$(dir $(wildcard runs/demo-seed0/adapter_model.safetensors)) \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,9 +139,15 @@ os.wait()
     assert printed(code, MINILORA_THREADS="2") == "1"
 
 
-def test_the_include_folder_holds_the_header():
-    header = Path(kernels.get_include(), "minilora.h").read_text()
-    assert "minilora_lora_forward_f32" in header
+def test_the_include_folder_has_the_header_and_every_file_that_its_files_include():
+    folder = Path(kernels.get_include())
+    sources = [path for path in folder.iterdir() if path.suffix in (".c", ".h")]
+    assert {"dispatch.c", "lora.c", "minilora.h"} <= {path.name for path in sources}
+    assert "minilora_lora_forward_f32" in (folder / "minilora.h").read_text()
+    assert (folder / "build.mk").exists()
+    for path in sources:
+        for name in re.findall(r'^#include "(.*)"', path.read_text(encoding="utf-8"), re.M):
+            assert (folder / name).exists(), f"{path.name} includes {name}, which is not in {folder}"
 
 
 def test_importing_the_kernels_imports_nothing_heavy():

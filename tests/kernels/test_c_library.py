@@ -14,19 +14,11 @@ import pytest
 
 import minilora as ml
 
+pytestmark = pytest.mark.compiler
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "c"
 EPS = 2.0**-24
 SANITIZED = "-O1 -g -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all"
-
-
-def test_the_include_folder_has_every_file_that_its_files_include():
-    folder = Path(ml.get_include())
-    sources = [path for path in folder.iterdir() if path.suffix in (".c", ".h")]
-    assert {"dispatch.c", "lora.c", "minilora.h"} <= {path.name for path in sources}
-    assert (folder / "build.mk").exists()
-    for path in sources:
-        for name in re.findall(r'^#include "(.*)"', path.read_text(encoding="utf-8"), re.M):
-            assert (folder / name).exists(), f"{path.name} includes {name}, which is not in {folder}"
 
 
 def make(folder: Path, *arguments: str, csrc: str | None = None) -> Path:
@@ -115,25 +107,21 @@ def assert_right(program: Path, *sizes: int) -> None:
 SIZES = [(), (1, 1, 1, 1), (33, 50, 70, 8), (150, 401, 207, 17), (3, 5, 4, 0), (0, 4, 3, 1)]
 
 
-@pytest.mark.compiler
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("program", ["lora", "lora_native"])
 def test_a_c_program_computes_the_layer_and_its_gradients(built, program, sizes):
     assert_right(built / program, *sizes)
 
 
-@pytest.mark.compiler
 @pytest.mark.parametrize("sizes", SIZES)
 def test_the_program_is_clean_under_the_sanitizers(sanitized, sizes):
     assert_right(sanitized / "lora", *sizes)
 
 
-@pytest.mark.compiler
 def test_posix_threads_in_place_of_openmp_give_the_same(posix_threads):
     assert_right(posix_threads / "lora", 150, 401, 207, 17)
 
 
-@pytest.mark.compiler
 def test_the_program_refuses_what_are_no_sizes(built):
     for arguments in (["1"], ["1", "2", "3", "-4"]):
         done = subprocess.run([str(built / "lora"), *arguments], capture_output=True, text=True, timeout=20)
@@ -141,7 +129,6 @@ def test_the_program_refuses_what_are_no_sizes(built):
         assert done.stderr.startswith("lora")
 
 
-@pytest.mark.compiler
 def test_a_library_alone_needs_neither_dispatch_nor_python(built):
     done = subprocess.run(["nm", str(built / "libminilora_native.a")], capture_output=True, text=True, timeout=20)
     undefined = set(re.findall(r" U (\w+)$", done.stdout, re.M)) - set(re.findall(r" [TtRr] (\w+)$", done.stdout, re.M))
@@ -151,7 +138,6 @@ def test_a_library_alone_needs_neither_dispatch_nor_python(built):
     assert not [name for name in undefined if re.match(r"_?Py|minilora|malloc|calloc|free$|printf|exit", name)]
 
 
-@pytest.mark.compiler
 def test_a_cpp_program_can_use_the_library(built, tmp_path):
     compiler = shutil.which("c++")
     assert compiler, "a C++ compiler named c++ is needed; install g++"
@@ -177,7 +163,6 @@ int main() {
     assert done.stdout == "15 2 -10"  # the example of docs/conventions.md
 
 
-@pytest.mark.compiler
 def test_the_makefile_finds_the_sources_by_the_package_and_says_so_where_it_cannot(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "CSRC")}
     environment["PYTHONPATH"] = str(Path(ml.__file__).parents[1])
